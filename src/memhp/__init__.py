@@ -1,0 +1,105 @@
+"""Memory hotplug for Linux: a machine's memory grows and shrinks, and the programs that depend on it take part.
+
+The house, from the bottom up; imports go down only::
+
+    errors, units, events, locking/, notifier    the ground: what everything stands on
+    abi/                                         the seam: what Linux's files say
+    kernel/                                      below the seam: the modelled machine, which serves those files
+    scenario/                                    above it: files that say what happens to a machine, and what should
+    cli/                                         the command line
+"""
+
+from importlib.metadata import version as _version
+
+from memhp.abi.tree import DirTree, Tree
+from memhp.errors import (
+    AlreadyRegistered,
+    DeadlockError,
+    HotplugError,
+    Interrupted,
+    InvalidInput,
+    LockError,
+    LockNotHeld,
+    MemhpError,
+    NotifierError,
+    NotRegistered,
+    PageRefusal,
+    PriorityTaken,
+    ScenarioError,
+    Vetoed,
+    WrongAnswer,
+)
+from memhp.events import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_FINISH_OFFLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    MEM_PREPARE_ONLINE,
+    MemoryAction,
+    MemoryNotify,
+)
+from memhp.kernel import Allocation, Machine, NodeSpec, OnlineType, PageKind, Rules, ZoneType
+from memhp.notifier import (
+    NOTIFY_BAD,
+    NOTIFY_DONE,
+    NOTIFY_OK,
+    NOTIFY_STOP,
+    NOTIFY_STOP_MASK,
+    NotifierBlock,
+    NotifierChain,
+    NotifyResult,
+    notifier_from_errno,
+    notifier_to_errno,
+)
+
+__version__ = _version("memhp")
+
+__all__ = [
+    "MEM_CANCEL_OFFLINE",
+    "MEM_CANCEL_ONLINE",
+    "MEM_FINISH_OFFLINE",
+    "MEM_GOING_OFFLINE",
+    "MEM_GOING_ONLINE",
+    "MEM_OFFLINE",
+    "MEM_ONLINE",
+    "MEM_PREPARE_ONLINE",
+    "NOTIFY_BAD",
+    "NOTIFY_DONE",
+    "NOTIFY_OK",
+    "NOTIFY_STOP",
+    "NOTIFY_STOP_MASK",
+    "Allocation",
+    "AlreadyRegistered",
+    "DeadlockError",
+    "DirTree",
+    "HotplugError",
+    "Interrupted",
+    "InvalidInput",
+    "LockError",
+    "LockNotHeld",
+    "Machine",
+    "MemhpError",
+    "MemoryAction",
+    "MemoryNotify",
+    "NodeSpec",
+    "NotRegistered",
+    "NotifierBlock",
+    "NotifierChain",
+    "NotifierError",
+    "NotifyResult",
+    "OnlineType",
+    "PageKind",
+    "PageRefusal",
+    "PriorityTaken",
+    "Rules",
+    "ScenarioError",
+    "Tree",
+    "Vetoed",
+    "WrongAnswer",
+    "ZoneType",
+    "notifier_from_errno",
+    "notifier_to_errno",
+]

@@ -1,0 +1,9 @@
+"""Where the files of memory hotplug are (Documentation/ABI/testing/sysfs-devices-memory)."""
+
+__all__ = ["BUS", "MEMORY", "MODULE", "NODE", "PARAMETERS"]
+
+MEMORY = "/sys/devices/system/memory"
+NODE = "/sys/devices/system/node"
+BUS = "/sys/bus/memory"
+MODULE = "/sys/module/memory_hotplug"
+PARAMETERS = f"{MODULE}/parameters"

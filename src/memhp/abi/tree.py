@@ -1,0 +1,88 @@
+"""Trees of files: the protocol that every machine is asked through, and a directory as one.
+
+Paths are absolute as on a Linux system (``/sys/devices/system/memory/memory32/state``), whatever stands behind.
+Errors are ``OSError`` with the errno that the system call would give.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["DirTree", "Tree"]
+
+
+class Tree(Protocol):
+    """Files that can be read, written and listed."""
+
+    def read(self, path: str) -> str:
+        """Give the file's text."""
+
+    def write(self, path: str, data: str | bytes) -> int:
+        """Write to the file, as one ``write()``; gives the number of bytes taken."""
+
+    def list(self, path: str) -> list[str]:
+        """Give the names in a directory, sorted."""
+
+    def readlink(self, path: str) -> str:
+        """Give what a symbolic link says."""
+
+    def exists(self, path: str) -> bool:
+        """Say whether there is such a file, directory or link."""
+
+
+class DirTree:
+    """A directory as a tree: ``DirTree("/")`` is this machine, another directory a captured copy.
+
+    Read-only unless ``writable``, so that nothing changes a machine by accident. Symbolic links inside a copy are
+    followed as they are; a link that leads out of the copy is refused (ENOENT).
+    """
+
+    def __init__(self, root: str | os.PathLike[str] = "/", *, writable: bool = False) -> None:
+        self.root = Path(root).resolve()
+        self.writable = writable
+
+    def __repr__(self) -> str:
+        return f"<DirTree {self.root}{' writable' if self.writable else ''}>"
+
+    def _real(self, path: str) -> Path:
+        real = (self.root / path.lstrip("/")).resolve()
+        if real != self.root and self.root not in real.parents:
+            raise FileNotFoundError(2, "leads out of the tree", path)
+        return real
+
+    def read(self, path: str) -> str:
+        """Give the file's text; bytes that are no UTF-8 are replaced."""
+        with self._real(path).open("rb") as file:
+            return file.read().decode(errors="replace")
+
+    def write(self, path: str, data: str | bytes) -> int:
+        """Write to the file without truncating it, in one system call.
+
+        Raises:
+            PermissionError: the tree is read-only (EROFS), or the file is.
+        """
+        if not self.writable:
+            raise OSError(30, "the tree is read-only", path)
+        descriptor = os.open(self._real(path), os.O_WRONLY)
+        try:
+            return os.write(descriptor, data.encode() if isinstance(data, str) else data)
+        finally:
+            os.close(descriptor)
+
+    def list(self, path: str) -> list[str]:
+        """Give the names in a directory, sorted."""
+        return sorted(os.listdir(self._real(path)))
+
+    def readlink(self, path: str) -> str:
+        """Give what a symbolic link says, without following it."""
+        parent, _, name = path.rstrip("/").rpartition("/")
+        return os.readlink(self._real(parent) / name)
+
+    def exists(self, path: str) -> bool:
+        """Say whether there is such a file or directory, following links."""
+        try:
+            return self._real(path).exists()
+        except OSError:
+            return False

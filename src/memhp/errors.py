@@ -1,0 +1,216 @@
+"""The one tree of errors, split by whose fault it is; each carries its evidence as attributes.
+
+::
+
+    MemhpError
+    ├── InvalidInput (ValueError)       a value that a person wrote is wrong: .value .where .expected
+    │   └── ScenarioError               ... in a scenario file: .file .line
+    ├── NotifierError                   misuse of a notifier chain: .block .errno
+    │   ├── AlreadyRegistered           EEXIST
+    │   ├── PriorityTaken               EBUSY
+    │   ├── NotRegistered               ENOENT
+    │   └── WrongAnswer (TypeError)     a callback answered with something else: .answer
+    ├── LockError                       misuse of a lock: .lock
+    │   ├── LockNotHeld                 a guard failed: .needed .held
+    │   └── DeadlockError               a wait that can never end: .chain
+    └── HotplugError (OSError)          the request failed as a kernel would fail it: .errno .block
+        ├── Vetoed                      a callback refused: .callback .action .__cause__
+        ├── PageRefusal                 a page can't leave: .page .kind .owner
+        └── Interrupted                 a signal ended the wait: .page
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from collections.abc import Sequence
+
+__all__ = [
+    "AlreadyRegistered",
+    "DeadlockError",
+    "HotplugError",
+    "Interrupted",
+    "InvalidInput",
+    "LockError",
+    "LockNotHeld",
+    "MemhpError",
+    "NotRegistered",
+    "NotifierError",
+    "PageRefusal",
+    "PriorityTaken",
+    "ScenarioError",
+    "Vetoed",
+    "WrongAnswer",
+    "errno_name",
+]
+
+
+def errno_name(number: int) -> str:
+    """Name an errno as C does (``12`` is ``ENOMEM``); a number without a name stays a number."""
+    return _errno.errorcode.get(abs(number), str(abs(number)))
+
+
+class MemhpError(Exception):
+    """Root of every error that memhp raises on purpose."""
+
+
+class InvalidInput(MemhpError, ValueError):
+    """A value is malformed; nothing was changed.
+
+    Attributes:
+        value: what was given.
+        where: the place: a parameter, a path, a file and line.
+        expected: what would have been right.
+    """
+
+    def __init__(self, value: object, where: str, expected: str) -> None:
+        super().__init__(f"{where}: {value!r} is not valid; expected {expected}")
+        self.value = value
+        self.where = where
+        self.expected = expected
+
+
+class ScenarioError(InvalidInput):
+    """A scenario file is wrong at one line; nothing was played."""
+
+    def __init__(self, value: object, file: str, line: int, expected: str, place: str = "") -> None:
+        where = f"{file}:{line}" + (f": {place}" if place else "")
+        super().__init__(value, where, expected)
+        self.file = file
+        self.line = line
+
+
+class NotifierError(MemhpError):
+    """A notifier chain was misused; the chain is unchanged.
+
+    Attributes:
+        block: the notifier block concerned.
+        errno: what the kernel's function would return, positive.
+    """
+
+    def __init__(self, message: str, block: object, errno: int = 0) -> None:
+        super().__init__(message)
+        self.block = block
+        self.errno = errno
+
+
+class AlreadyRegistered(NotifierError):
+    """The block is on a chain already (EEXIST)."""
+
+    def __init__(self, message: str, block: object) -> None:
+        super().__init__(message, block, _errno.EEXIST)
+
+
+class PriorityTaken(NotifierError):
+    """A unique priority was asked for and another block has it (EBUSY)."""
+
+    def __init__(self, message: str, block: object) -> None:
+        super().__init__(message, block, _errno.EBUSY)
+
+
+class NotRegistered(NotifierError):
+    """The block is not on this chain (ENOENT)."""
+
+    def __init__(self, message: str, block: object) -> None:
+        super().__init__(message, block, _errno.ENOENT)
+
+
+class WrongAnswer(NotifierError, TypeError):
+    """A callback returned something that is no NotifyResult; ``answer`` is what it returned."""
+
+    def __init__(self, block: object, answer: object) -> None:
+        super().__init__(
+            f"callback {block} answered {answer!r} ({type(answer).__name__}); expected one of NOTIFY_DONE, "
+            "NOTIFY_OK, NOTIFY_STOP, NOTIFY_BAD or notifier_from_errno(-errno)",
+            block,
+        )
+        self.answer = answer
+
+
+class LockError(MemhpError):
+    """A lock was misused (released by a task that does not hold it, taken twice)."""
+
+    def __init__(self, message: str, lock: object) -> None:
+        super().__init__(message)
+        self.lock = lock
+
+
+class LockNotHeld(LockError):
+    """A function ran without the lock that it needs.
+
+    Attributes:
+        needed: name and mode of the lock.
+        held: names and modes of what the task holds, outermost first.
+    """
+
+    def __init__(self, function: str, lock: object, needed: str, held: Sequence[str]) -> None:
+        super().__init__(f"{function} needs {needed}; held: {', '.join(held) or 'nothing'}", lock)
+        self.needed = needed
+        self.held = tuple(held)
+
+
+class DeadlockError(LockError):
+    """This wait could never end, so it was not begun; the locks held are as before the call.
+
+    Attributes:
+        chain: one line per task of the cycle: who waits for what, and who holds it.
+    """
+
+    def __init__(self, message: str, lock: object, chain: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in chain)]))
+        self.chain = tuple(chain)
+
+
+class HotplugError(MemhpError, OSError):
+    """A request to change memory failed, and what it had begun is undone.
+
+    Attributes:
+        errno: positive, as ``OSError`` has it.
+        block: id of the memory block concerned, or None.
+    """
+
+    def __init__(self, errno: int, message: str, *, block: int | None = None) -> None:
+        super().__init__(errno, message)
+        self.block = block
+
+    def __str__(self) -> str:
+        assert self.errno is not None
+        return f"[{errno_name(self.errno)}] {self.strerror} ({os.strerror(self.errno)})"
+
+
+class Vetoed(HotplugError):
+    """A callback refused the change; every callback has heard the CANCEL.
+
+    Attributes:
+        callback: the notifier block whose answer decided.
+        action: the action that it refused.
+    """
+
+    def __init__(self, errno: int, message: str, *, block: int | None, callback: object, action: object) -> None:
+        super().__init__(errno, message, block=block)
+        self.callback = callback
+        self.action = action
+
+
+class PageRefusal(HotplugError):
+    """A page can't leave its block.
+
+    Attributes:
+        page: its pfn.
+        kind: what it is, by name.
+        owner: who allocated it, '' if nobody said.
+    """
+
+    def __init__(self, errno: int, message: str, *, block: int | None, page: int, kind: str, owner: str) -> None:
+        super().__init__(errno, message, block=block)
+        self.page = page
+        self.kind = kind
+        self.owner = owner
+
+
+class Interrupted(HotplugError):
+    """A signal ended an offline that could not finish (EINTR); ``page`` is the pfn that held it up, or None."""
+
+    def __init__(self, message: str, *, block: int | None, page: int | None) -> None:
+        super().__init__(_errno.EINTR, message, block=block)
+        self.page = page

@@ -1,0 +1,437 @@
+"""How a machine begins: from a spec, or from the files of a real one. Both become the same plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memhp.abi.formats import parse_bool, parse_hex, parse_uint
+from memhp.abi.paths import MEMORY, NODE, PARAMETERS
+from memhp.abi.tree import Tree
+from memhp.errors import InvalidInput
+from memhp.kernel.blocks import BlockState, OnlineType
+from memhp.kernel.rules import Rules
+from memhp.kernel.zones import ARCH_LIMITS, ZoneType
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_ids, format_size, parse_ids, parse_size
+
+__all__ = ["BootBlock", "NodeSpec", "Parameters", "Plan", "default_block_size", "plan_from_spec", "plan_from_tree"]
+
+Ram = tuple[tuple[Pfn, int], ...]
+
+_GIB = 1 << 30
+_HOLE_START = 3 * _GIB
+_HOLE_END = 4 * _GIB
+_MAX_BLOCK_SIZE = 2 * _GIB
+# What a PC's firmware leaves of the first MiB: page 0 and 640 KiB..1 MiB are no System RAM.
+_LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One NUMA node of a machine to boot.
+
+    Attributes:
+        memory: bytes of RAM at boot; 0 makes a node that exists only once memory is added to it, unless it has CPUs.
+        cpus: how many CPUs.
+        distances: to each node, by index; 10 to itself and 20 to others if not given.
+    """
+
+    memory: int = 0
+    cpus: int = 0
+    distances: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, value: object, where: str) -> NodeSpec:
+        """Read a node from a NodeSpec, a size, or a mapping with the attributes as keys.
+
+        Raises:
+            InvalidInput: an unknown key, or a malformed value.
+        """
+        if isinstance(value, NodeSpec):
+            return value
+        if isinstance(value, str | int):
+            return cls(memory=parse_size(value, where))
+        if not isinstance(value, Mapping):
+            raise InvalidInput(value, where, "a size, or a mapping with memory, cpus, distances")
+        unknown = set(value) - {"memory", "cpus", "distances"}
+        if unknown:
+            raise InvalidInput(sorted(map(str, unknown))[0], where, "one of the keys memory, cpus, distances")
+        cpus = value.get("cpus", 0)
+        if not isinstance(cpus, int) or isinstance(cpus, bool) or not 0 <= cpus <= 8192:
+            raise InvalidInput(cpus, f"{where}: cpus", "a number of CPUs")
+        distances = value.get("distances", ())
+        if not isinstance(distances, Sequence) or not all(isinstance(d, int) and 10 <= d <= 255 for d in distances):
+            raise InvalidInput(distances, f"{where}: distances", "a list of numbers from 10 to 255")
+        return cls(parse_size(value.get("memory", 0), f"{where}: memory"), cpus, tuple(distances))
+
+
+@dataclass(slots=True)
+class Parameters:
+    """What the kernel command line and /sys/module/memory_hotplug/parameters say; all but the second change at run time."""
+
+    auto_online_blocks: OnlineType = OnlineType.OFFLINE
+    movable_node: bool = False
+    online_policy: str = "contig-zones"
+    auto_movable_ratio: int = 301
+    auto_movable_numa_aware: bool = True
+
+    @classmethod
+    def of(cls, value: object, rules: Rules) -> Parameters:
+        """Read parameters from a mapping with the command line's names, or from a command line.
+
+        As in Linux, words of a command line that mean nothing here are ignored, and so is a bogus
+        ``memhp_default_state``. A mapping is written on purpose, so there each name and value must be right.
+
+        Raises:
+            InvalidInput: an unknown name or a malformed value in a mapping.
+        """
+        parameters = cls(auto_online_blocks=rules.value.default_online_type)
+        if value is None:
+            return parameters
+        if isinstance(value, str):
+            for word in value.split():
+                name, _, text = word.partition("=")
+                try:
+                    parameters._set(name, text if "=" in word else "y")
+                except InvalidInput:
+                    continue
+            return parameters
+        if not isinstance(value, Mapping):
+            raise InvalidInput(value, "parameters", "a mapping of names to values, or a kernel command line")
+        for name, given in value.items():
+            parameters._set(str(name), _as_text(given))
+        return parameters
+
+    def _set(self, name: str, text: str) -> None:
+        where = f"parameters: {name}"
+        short = name.removeprefix("memory_hotplug.")
+        if name == "memhp_default_state":
+            self.auto_online_blocks = _online_type(text, where)
+        elif name == "movable_node":
+            self.movable_node = parse_bool(text, where)
+        elif short == "online_policy":
+            self.online_policy = parse_policy(text, where)
+        elif short == "auto_movable_ratio":
+            self.auto_movable_ratio = parse_uint(text, where)
+        elif short == "auto_movable_numa_aware":
+            self.auto_movable_numa_aware = parse_bool(text, where)
+        else:
+            known = "memhp_default_state, movable_node, memory_hotplug.{online_policy,auto_movable_ratio,auto_movable_numa_aware}"
+            raise InvalidInput(name, "parameters", f"one of {known}")
+
+
+def _as_text(value: object) -> str:
+    return {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value)
+
+
+def _online_type(text: str, where: str) -> OnlineType:
+    try:
+        return OnlineType(text)
+    except ValueError:
+        raise InvalidInput(text, where, "offline, online, online_kernel or online_movable") from None
+
+
+def parse_policy(text: str, where: str) -> str:
+    """Read an ``online_policy``.
+
+    Raises:
+        InvalidInput: not one of the two.
+    """
+    if text not in {"contig-zones", "auto-movable"}:
+        raise InvalidInput(text, where, "contig-zones or auto-movable")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class BootBlock:
+    """A memory block that is there at boot; ``zone`` None and online means: in the zones of its addresses."""
+
+    id: BlockId
+    nid: int
+    ram: Ram
+    state: BlockState = BlockState.ONLINE
+    zone: ZoneType | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that a machine needs to begin; what :class:`~memhp.kernel.machine.Machine` is made of."""
+
+    block_size: int
+    nodes: list[NodeSpec | None]
+    """By node id; None where the node is not possible."""
+    blocks: list[BootBlock]
+    parameters: Parameters
+    room_start: int
+    room_size: int
+    cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """CPUs of each node, by node id."""
+
+
+def default_block_size(ram_end: int, *, hypervisor: bool = True) -> int:
+    """Choose the block size as x86-64 does (``arch/x86/mm/init_64.c``: ``probe_memory_block_size``), in bytes.
+
+    128 MiB while RAM ends below 64 GiB; else 2 GiB on bare metal, and on a hypervisor the largest power of two up to that
+    which divides the end of RAM.
+    """
+    if ram_end < 64 * _GIB:
+        return SECTION_SIZE
+    size = _MAX_BLOCK_SIZE
+    while hypervisor and size > SECTION_SIZE and ram_end % size:
+        size //= 2
+    return size
+
+
+# -- from a spec
+
+
+def plan_from_spec(
+    nodes: Sequence[object],
+    *,
+    block_size: object = None,
+    room: object = None,
+    parameters: object = None,
+    rules: Rules,
+    hypervisor: bool = True,
+) -> Plan:
+    """Lay out RAM as a PC does: from address 0, with a hole from 3 GiB to 4 GiB, node after node.
+
+    Raises:
+        InvalidInput: no node, no memory, a size that is no multiple of the page size, or a block size that is no power of
+            two from 128 MiB on.
+    """
+    specs = [NodeSpec.of(node, f"nodes[{index}]") for index, node in enumerate(nodes)]
+    if not specs or not any(spec.memory for spec in specs):
+        raise InvalidInput(list(nodes), "nodes", "at least one node with memory")
+    ranges = _lay_out(specs)
+    ram_end = max(end for _, _, end in ranges)
+    size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
+    if size < SECTION_SIZE or size & (size - 1):
+        raise InvalidInput(block_size, "block_size", f"a power of two of at least {format_size(SECTION_SIZE)}")
+    room_start = max(_HOLE_END, -(-ram_end // max(_GIB, size)) * max(_GIB, size))
+    return Plan(
+        block_size=size,
+        nodes=list(specs),
+        blocks=_blocks_of_ranges(ranges, size),
+        parameters=Parameters.of(parameters, rules),
+        room_start=room_start,
+        room_size=parse_size(room, "room") if room is not None else (1 << 46) - room_start,
+        cpu_ids=_number_cpus(specs),
+    )
+
+
+def _lay_out(specs: Sequence[NodeSpec]) -> list[tuple[int, int, int]]:
+    ranges: list[tuple[int, int, int]] = []
+    place = 0
+    for nid, spec in enumerate(specs):
+        if spec.memory % PAGE_SIZE:
+            raise InvalidInput(spec.memory, f"nodes[{nid}]: memory", f"a multiple of the page size {PAGE_SIZE}")
+        missing = spec.memory
+        while missing:
+            place = _HOLE_END if _HOLE_START <= place < _HOLE_END else place
+            part = min(missing, _HOLE_START - place) if place < _HOLE_START else missing
+            ranges.append((nid, place, place + part))
+            place += part
+            missing -= part
+    return ranges
+
+
+def _blocks_of_ranges(ranges: list[tuple[int, int, int]], size: int) -> list[BootBlock]:
+    parts: dict[int, list[tuple[int, int, int]]] = {}
+    for nid, start, end in ranges:
+        for number in range(start // size, -(-end // size)):
+            parts.setdefault(number, []).append((nid, max(start, number * size), min(end, (number + 1) * size)))
+    blocks = []
+    for number, inside in sorted(parts.items()):
+        if len({nid for nid, _, _ in inside}) > 1:
+            raise InvalidInput(format_size(size), "block_size", f"nodes that begin on a block boundary (block {number} has two)")
+        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in _without_gaps(inside) if b > a)
+        blocks.append(BootBlock(BlockId(number), inside[0][0], ram))
+    return blocks
+
+
+def _without_gaps(parts: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    for gap_start, gap_end in _LEGACY_GAPS:
+        cut = []
+        for nid, start, end in parts:
+            cut += [(nid, start, min(end, gap_start)), (nid, max(start, gap_end), end)]
+        parts = [part for part in cut if part[2] > part[1]]
+    return parts
+
+
+def _number_cpus(specs: Sequence[NodeSpec]) -> dict[int, tuple[int, ...]]:
+    numbered: dict[int, tuple[int, ...]] = {}
+    first = 0
+    for nid, spec in enumerate(specs):
+        numbered[nid] = tuple(range(first, first + spec.cpus))
+        first += spec.cpus
+    return numbered
+
+
+# -- from the files of a real machine
+
+
+_BLOCK_NAME = re.compile(r"memory(\d+)")
+_NODE_NAME = re.compile(r"node(\d+)")
+
+
+def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
+    """Read blocks, states, zones, nodes and parameters from a live /sys or a copy of it; needs no privilege.
+
+    Whether a block has holes is not in these files, so each is taken as full, but for the gaps that the first MiB of a PC
+    always has.
+
+    Raises:
+        InvalidInput: a file is missing or malformed; the error names it.
+    """
+    size = _read(tree, f"{MEMORY}/block_size_bytes", parse_hex)
+    if size < PAGE_SIZE or size & (size - 1):
+        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", "a power of two")
+    if size < SECTION_SIZE:
+        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", f"at least the x86-64 section size, {SECTION_SIZE:#x}")
+    numbers = [int(match[1]) for name in _list(tree, MEMORY) if (match := _BLOCK_NAME.fullmatch(name))]
+    if not numbers:
+        raise InvalidInput(MEMORY, MEMORY, "at least one memory block")
+    if len(set(numbers)) != len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        raise InvalidInput(f"memory{twice}", MEMORY, "each block once")
+    possible, nodes = _nodes_of_tree(tree)
+    owners = _owners(tree, possible)
+    blocks = [_block_of_tree(tree, BlockId(number), size, owners) for number in sorted(numbers)]
+    ram_end = (max(numbers) + 1) * size
+    room_start = max(_HOLE_END, -(-ram_end // max(_GIB, size)) * max(_GIB, size))
+    return Plan(
+        block_size=size,
+        nodes=nodes,
+        blocks=blocks,
+        parameters=_parameters_of_tree(tree, rules),
+        room_start=room_start,
+        room_size=(1 << 46) - room_start,
+        cpu_ids={nid: _cpus_of(tree, nid) for nid in possible},
+    )
+
+
+def _read(tree: Tree, path: str, parse: Any) -> Any:
+    try:
+        text = tree.read(path)
+    except OSError as error:
+        raise InvalidInput(path, path, f"a file that can be read ({error.strerror})") from error
+    return parse(text, path)
+
+
+def _list(tree: Tree, path: str) -> list[str]:
+    try:
+        return tree.list(path)
+    except OSError as error:
+        raise InvalidInput(path, path, f"a directory that can be listed ({error.strerror})") from error
+
+
+def _word(text: str, where: str) -> str:
+    if not text.strip():
+        raise InvalidInput(text, where, "a word; the file is empty")
+    return text.strip()
+
+
+def _nodes_of_tree(tree: Tree) -> tuple[list[int], list[NodeSpec | None]]:
+    if not tree.exists(NODE):  # a kernel without CONFIG_NUMA
+        return [0], [NodeSpec()]
+    possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
+    if not possible:
+        raise InvalidInput("", f"{NODE}/possible", "at least one node")
+    nodes: list[NodeSpec | None] = [None] * (max(possible) + 1)
+    for nid in possible:
+        path = f"{NODE}/node{nid}/distance"
+        row = _read(tree, path, _numbers) if tree.exists(path) else ()
+        nodes[nid] = NodeSpec(distances=row)
+    return possible, nodes
+
+
+def _numbers(text: str, where: str) -> tuple[int, ...]:
+    words = text.split()
+    if not words or not all(word.isdigit() for word in words):
+        raise InvalidInput(text, where, "numbers")
+    return tuple(int(word) for word in words)
+
+
+def _cpus_of(tree: Tree, nid: int) -> tuple[int, ...]:
+    path = f"{NODE}/node{nid}/cpulist"
+    if not tree.exists(path):
+        return ()
+    return tuple(_read(tree, path, lambda text, where: parse_ids(text.strip(), where)))
+
+
+def _owners(tree: Tree, possible: list[int]) -> dict[int, int]:
+    owners: dict[int, int] = {}
+    for nid in possible:
+        path = f"{NODE}/node{nid}"
+        for name in _list(tree, path) if tree.exists(path) else ():
+            match = _BLOCK_NAME.fullmatch(name)
+            if match:
+                owners.setdefault(int(match[1]), nid)
+    return owners
+
+
+def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int]) -> BootBlock:
+    path = f"{MEMORY}/memory{number}"
+    index = _read(tree, f"{path}/phys_index", parse_hex)
+    if index != number:
+        raise InvalidInput(f"{index:x}", f"{path}/phys_index", f"{number:x}, the number in the directory's name")
+    nid = owners.get(number)
+    if nid is None:
+        linked = [int(match[1]) for name in _list(tree, path) if (match := _NODE_NAME.fullmatch(name))]
+        nid = linked[0] if linked else 0
+        if linked and tree.exists(NODE):
+            possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
+            if nid not in possible:
+                raise InvalidInput(f"node{nid}", path, f"a node that is possible here ({format_ids(possible)})")
+    word = _read(tree, f"{path}/state", _word)
+    if word not in {"online", "offline", "going-offline"}:
+        raise InvalidInput(word, f"{path}/state", "online, offline or going-offline")
+    pages = size >> PAGE_SHIFT
+    start = Pfn(number * pages)
+    ram: Ram = ((start, pages),)
+    if number == 0:
+        parts = _without_gaps([(0, 0, size)])
+        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in parts)
+    if word == "offline":
+        return BootBlock(number, nid, ram, BlockState.OFFLINE)
+    return BootBlock(number, nid, ram, BlockState.ONLINE, _zone_of_tree(tree, path))
+
+
+def _zone_of_tree(tree: Tree, path: str) -> ZoneType | None:
+    names = _read(tree, f"{path}/valid_zones", _word).split()
+    if names[0].lower() == "none":
+        return None
+    for kind in ZoneType:
+        if kind.label == names[0]:
+            return kind
+    raise InvalidInput(names[0], f"{path}/valid_zones", "none, DMA, DMA32, Normal or Movable")
+
+
+def _parameters_of_tree(tree: Tree, rules: Rules) -> Parameters:
+    parameters = Parameters.of(None, rules)
+    path = f"{MEMORY}/auto_online_blocks"
+    if tree.exists(path):
+        parameters.auto_online_blocks = _online_type(_read(tree, path, _word), path)
+    for name in ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware"):
+        path = f"{PARAMETERS}/{name}"
+        if tree.exists(path):
+            parameters._set(name, _read(tree, path, _word))  # noqa: SLF001 - same class
+    return parameters
+
+
+def zones_of(block: BootBlock) -> list[tuple[ZoneType, Pfn, int]]:
+    """Say which pages of a block are in which zone at boot."""
+    if block.state is not BlockState.ONLINE:
+        return []
+    if block.zone is not None:
+        return [(block.zone, start, nr) for start, nr in block.ram]
+    found = []
+    for kind, (low, high) in ARCH_LIMITS.items():
+        for start, nr in block.ram:
+            first, end = max(start, low), min(start + nr, high)
+            if first < end:
+                found.append((kind, Pfn(first), end - first))
+    return found

@@ -1,0 +1,286 @@
+"""Bringing pages online and taking them offline (``mm/memory_hotplug.c``: ``online_pages``, ``offline_pages``)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import TYPE_CHECKING
+
+from memhp.errors import HotplugError, Interrupted, PageRefusal, Vetoed
+from memhp.events import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    NO_CHANGE,
+    MemoryAction,
+    MemoryNotify,
+)
+from memhp.kernel.blocks import MemoryBlock
+from memhp.kernel.zones import NodeState, Zone, ZoneType
+from memhp.locking import current, requires
+from memhp.units import PAGES_PER_SECTION, Pfn, format_mem
+
+if TYPE_CHECKING:
+    from memhp.kernel.machine import Machine
+    from memhp.kernel.pages import Extent
+    from memhp.notifier import NotifyResult
+
+__all__ = ["ask", "offline_pages", "online_pages", "tell"]
+
+
+# -- asking and telling the chain
+
+
+def ask(machine: Machine, action: MemoryAction, arg: MemoryNotify, holds: str) -> None:
+    """Ask the chain; a refusal is raised as :class:`Vetoed`, with ``holds`` saying what is the case now."""
+    _raise_refusal(machine, machine.memory_notify(action, arg), action, arg, holds)
+
+
+def tell(machine: Machine, action: MemoryAction, arg: MemoryNotify) -> NotifyResult | None:
+    """Tell the chain what can't be changed any more; an interrupt in a callback waits until the request has ended."""
+    try:
+        return machine.memory_notify(action, arg)
+    except BaseException as interrupt:  # the chain lets nothing else through here
+        current().deferred = interrupt
+        return None
+
+
+def _raise_refusal(
+    machine: Machine, answer: NotifyResult | None, action: MemoryAction, arg: MemoryNotify, holds: str
+) -> None:
+    if answer is None or answer.errno == 0:
+        return
+    block = machine.block_id_of(arg.start_pfn)
+    message = f"memory{block} {arg}: {answer.callback} refused {action.name} with {answer}; {holds}"
+    if answer.cause is not None:
+        message += f" (it raised {type(answer.cause).__name__}: {answer.cause})"
+    raise Vetoed(answer.errno, message, block=block, callback=answer.callback, action=action) from answer.cause
+
+
+# -- online
+
+
+@requires("mem_hotplug")
+def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> None:
+    """Bring the range online in ``zone``.
+
+    When a callback refuses, the range is out of the zone again, and every callback, also one that never saw
+    MEM_GOING_ONLINE, has heard MEM_CANCEL_ONLINE.
+
+    Args:
+        machine: whose pages; the caller holds its mem_hotplug_lock for writing.
+        start: first page frame, of whole sections.
+        nr_pages: length in pages, of whole sections.
+        zone: where to; see :func:`~memhp.kernel.zonechoice.zone_for_pfn_range`.
+
+    Raises:
+        HotplugError: EINVAL, the range is not of whole sections or blocks.
+        Vetoed: a callback refused.
+    """
+    blocks = _blocks_of(machine, start, nr_pages, "online")
+    _move_into_zone(zone, blocks)
+    arg = MemoryNotify(start, nr_pages, *_nids_online(machine, zone))
+    try:
+        ask(machine, MEM_GOING_ONLINE, arg, "it stays offline")
+        _make_present(machine, zone, blocks, arg)
+    except BaseException:
+        tell(machine, MEM_CANCEL_ONLINE, arg)
+        _remove_from_zone(zone, blocks)
+        raise
+    machine.pages.unisolate(blocks)
+    answer = tell(machine, MEM_ONLINE, arg)
+    if machine.rules.value.done_can_refuse and answer is not None and answer.errno:
+        _take_back_online(machine, zone, blocks, arg, answer)
+
+
+def _nids_online(machine: Machine, zone: Zone) -> tuple[int, int]:
+    masks = machine.node_states
+    normal = zone.type <= ZoneType.NORMAL and zone.nid not in masks[NodeState.N_NORMAL_MEMORY]
+    memory = zone.nid not in masks[NodeState.N_MEMORY]
+    return zone.nid if normal else NO_CHANGE, zone.nid if memory else NO_CHANGE
+
+
+def _move_into_zone(zone: Zone, blocks: list[MemoryBlock]) -> None:
+    for block in blocks:
+        block.isolated = True
+        zone.grow(block.start_pfn, block.nr_pages)
+
+
+def _remove_from_zone(zone: Zone, blocks: list[MemoryBlock]) -> None:
+    for block in blocks:
+        block.isolated = False
+        zone.shrink(block.start_pfn, block.nr_pages)
+
+
+def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify) -> None:
+    with machine.pages.lock:
+        for block in blocks:
+            block.present = tuple((zone, part, nr) for part, nr in block.ram)
+            zone.blocks[block.id] = block
+            _adjust(zone, block, block.ram_pages)
+    _set_masks(machine, arg)
+
+
+def _adjust(zone: Zone, block: MemoryBlock, nr_pages: int) -> None:
+    zone.present += nr_pages
+    zone.managed += nr_pages
+    if block.early:
+        zone.present_early += nr_pages
+
+
+def _set_masks(machine: Machine, arg: MemoryNotify) -> None:
+    for state, nid in _mask_changes(arg):
+        machine.node_states[state].add(nid)
+
+
+def _clear_masks(machine: Machine, arg: MemoryNotify) -> None:
+    for state, nid in _mask_changes(arg):
+        machine.node_states[state].discard(nid)
+
+
+def _mask_changes(arg: MemoryNotify) -> list[tuple[NodeState, int]]:
+    changes = [
+        (NodeState.N_NORMAL_MEMORY, arg.status_change_nid_normal),
+        (NodeState.N_MEMORY, arg.status_change_nid),
+    ]
+    return [(state, nid) for state, nid in changes if nid != NO_CHANGE]
+
+
+def _take_back_online(
+    machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult
+) -> None:
+    # The document's NOTIFY_BAD at MEM_ONLINE. Callbacks before this one may hold pages of the range already: movable ones
+    # migrate; CANCEL is the owner's moment to free the others. What is still held then can't be taken away under its user.
+    for block in blocks:
+        block.isolated = True
+    with contextlib.suppress(PageRefusal):
+        machine.pages.evacuate(blocks)
+    clean = not _held(blocks)
+    if clean:
+        _make_absent(machine, zone, blocks, arg)
+    tell(machine, MEM_CANCEL_ONLINE, arg)
+    left = [] if clean else _held(blocks)
+    if left:
+        machine.pages.unisolate(blocks)
+        _raise_refusal(machine, answer, MEM_ONLINE, arg, f"but it stays online: {left[0]} was not given back")
+    if not clean:
+        _make_absent(machine, zone, blocks, arg)
+    _remove_from_zone(zone, blocks)
+    _raise_refusal(machine, answer, MEM_ONLINE, arg, "it is offline again")
+
+
+def _held(blocks: list[MemoryBlock]) -> list[Extent]:
+    return [extent for block in blocks for extent in block.used]
+
+
+# -- offline
+
+
+@requires("mem_hotplug")
+def offline_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> None:
+    """Take the range offline.
+
+    Free pages are isolated first, so nothing new is allocated from the range; then callbacks are asked; then what is
+    movable migrates. A pinned page keeps this going until it is unpinned or a signal arrives. Failing undoes what was
+    done in the reverse order; whether callbacks heard of it depends on where it failed.
+
+    Args:
+        machine: whose pages; the caller holds its mem_hotplug_lock for writing.
+        start: first page frame, of whole sections.
+        nr_pages: length in pages, of whole sections.
+        zone: the one zone that all of the range is in.
+
+    Raises:
+        HotplugError: EINVAL, misaligned, has holes, or lies in another zone; no callback was called.
+        PageRefusal: EBUSY, an unmovable page (no callback was called) or a referenced offline page (GOING and CANCEL).
+        Vetoed: a callback refused; all have heard MEM_CANCEL_OFFLINE.
+        Interrupted: EINTR, a signal ended the wait for a page; all have heard MEM_CANCEL_OFFLINE.
+    """
+    blocks = _blocks_of(machine, start, nr_pages, "offline")
+    _check_offlinable(zone, blocks)
+    with machine.locks.pcp_batch_high:
+        machine.pages.isolate(blocks)
+        arg = MemoryNotify(start, nr_pages, *_nids_offline(machine, zone, blocks))
+        current().signals = 0
+        try:
+            ask(machine, MEM_GOING_OFFLINE, arg, "it stays online")
+            _drain(machine, blocks)
+        except BaseException:
+            machine.pages.unisolate(blocks)
+            tell(machine, MEM_CANCEL_OFFLINE, arg)
+            raise
+    _make_absent(machine, zone, blocks, arg)
+    answer = tell(machine, MEM_OFFLINE, arg)
+    if machine.rules.value.done_can_refuse and answer is not None and answer.errno:
+        _take_back_offline(machine, zone, blocks, arg, answer)
+    machine.pages.forget(blocks)
+    _remove_from_zone(zone, blocks)
+
+
+def _check_offlinable(zone: Zone, blocks: list[MemoryBlock]) -> None:
+    for block in blocks:
+        if block.has_holes:
+            missing = block.nr_pages - block.ram_pages
+            message = f"{block.name} has memory holes: {missing} of its {block.nr_pages} pages are no System RAM"
+            raise HotplugError(errno.EINVAL, message, block=block.id)
+        if any(other is not zone for other, _, _ in block.present) or not block.present:
+            message = f"{block.name} is not wholly in zone {zone.type.label} of node {zone.nid}"
+            raise HotplugError(errno.EINVAL, message, block=block.id)
+
+
+def _nids_offline(machine: Machine, zone: Zone, blocks: list[MemoryBlock]) -> tuple[int, int]:
+    nr_pages = sum(block.ram_pages for block in blocks)
+    node = machine.nodes[zone.nid]
+    kernel = node.present_up_to(ZoneType.NORMAL)
+    total = kernel + node.zones[ZoneType.MOVABLE].present
+    last_kernel = zone.type <= ZoneType.NORMAL and nr_pages >= kernel
+    return zone.nid if last_kernel else NO_CHANGE, zone.nid if nr_pages >= total else NO_CHANGE
+
+
+def _drain(machine: Machine, blocks: list[MemoryBlock]) -> None:
+    pages = machine.pages
+    name = ", ".join(block.name for block in blocks)
+    while True:
+        seen = pages.generation
+        if current().signals:
+            message = f"{name}: a signal arrived; it stays online"
+            raise Interrupted(message, block=blocks[0].id, page=None)
+        stuck = pages.evacuate(blocks)
+        if stuck is None:
+            return
+        if not pages.changed.wait_interruptible(lambda seen=seen: pages.generation != seen):  # type: ignore[misc]
+            message = f"{name}: a signal arrived while {stuck} could not be moved; it stays online"
+            raise Interrupted(message, block=blocks[0].id, page=stuck.start_pfn)
+
+
+def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify) -> None:
+    with machine.pages.lock:
+        for block in blocks:
+            _adjust(zone, block, -block.ram_pages)
+            del zone.blocks[block.id]
+            block.present = ()
+    _clear_masks(machine, arg)
+
+
+def _take_back_offline(
+    machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult
+) -> None:
+    # The document's NOTIFY_BAD at MEM_OFFLINE: the range has not left its zone's span yet.
+    _make_present(machine, zone, blocks, arg)
+    machine.pages.unisolate(blocks)
+    tell(machine, MEM_CANCEL_OFFLINE, arg)
+    _raise_refusal(machine, answer, MEM_OFFLINE, arg, f"it is online again in zone {zone.type.label}")
+
+
+def _blocks_of(machine: Machine, start: Pfn, nr_pages: int, verb: str) -> list[MemoryBlock]:
+    if nr_pages < 1 or start % PAGES_PER_SECTION or nr_pages % machine.pages_per_block or start % machine.pages_per_block:
+        raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: not a range of whole memory blocks")
+    first = machine.block_id_of(start)
+    found = [machine.blocks.get(first + n) for n in range(nr_pages // machine.pages_per_block)]
+    blocks = [block for block in found if block is not None]
+    if len(blocks) != len(found):
+        raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: it has no memory block everywhere")
+    return blocks

@@ -1,0 +1,53 @@
+"""The machine's locks, outermost first."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore
+
+__all__ = ["Locks"]
+
+
+class _NoLock:
+    """Stands for device_hotplug_lock on a machine that deliberately has none: it orders nothing and is always "held"."""
+
+    name = "device_hotplug_lock (switched off)"
+    owner = None
+
+    def held(self, mode: Mode = Mode.WRITE) -> bool:
+        return True
+
+    def acquire(self) -> None:
+        pass
+
+    def try_acquire(self) -> bool:
+        return True
+
+    def await_free(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Locks:
+    """device_hotplug_lock, then a block's device_lock, then cpu_hotplug_lock (read), mem_hotplug_lock (write), and on the
+    way offline pcp_batch_high_lock; the notifier chain's rwsem comes last.
+
+    Only add and remove take a device_lock inside mem_hotplug_lock; device_hotplug_lock keeps that reverse order harmless.
+    """
+
+    def __init__(self, dep: Lockdep | None, *, device_hotplug_lock: bool) -> None:
+        self.device_hotplug = Mutex("device_hotplug_lock", dep) if device_hotplug_lock else _NoLock()
+        self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
+        self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
+        self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)

@@ -1,0 +1,487 @@
+"""The machine: what a program that takes part in memory hotplug talks to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+
+from memhp.abi.tree import Tree
+from memhp.errors import AlreadyRegistered, HotplugError, InvalidInput
+from memhp.events import MemoryAction, MemoryNotify
+from memhp.kernel import add, device
+from memhp.kernel import hotplug as core
+from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
+from memhp.kernel.boot import Parameters, Plan, plan_from_spec, plan_from_tree, zones_of
+from memhp.kernel.iomem import SYSTEM_RAM, Iomem
+from memhp.kernel.locks import Locks
+from memhp.kernel.pages import Allocation, PageKind, Pages
+from memhp.kernel.rules import Rules
+from memhp.kernel.sysfs import SysfsTree
+from memhp.kernel.uevents import Uevents
+from memhp.kernel.zones import ARCH_LIMITS, Node, NodeState, Zone, ZoneType
+from memhp.locking import Lockdep, current
+from memhp.locking.guards import Guardable
+from memhp.locking.percpu import ReadSide
+from memhp.locking.switch import task_of
+from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
+from memhp.units import PAGE_SHIFT, BlockId, Pfn, PhysAddr, format_ids, format_size
+
+__all__ = ["Machine"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _request(method: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    # A request from outside: an interrupt that had to wait for the end of the change is raised here.
+    @functools.wraps(method)
+    def request(self: Machine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result = method(self, *args, **kwargs)
+        task = current()
+        if task.deferred is not None:
+            interrupt, task.deferred = task.deferred, None
+            raise interrupt
+        return result
+
+    return request
+
+
+class Machine:
+    """A machine whose memory can be added, brought online, taken offline and removed while it runs.
+
+    Make one with :meth:`boot` or :meth:`from_tree`. Every request may be made from any thread; requests that change memory
+    wait for each other. Inside a callback no further request can be made: the locks are held, and it is an error.
+
+    Attributes:
+        rules: the document, or the kernel, that it follows.
+        block_size: bytes of a memory block.
+        blocks: memory blocks by id.
+        nodes: possible nodes by id.
+        node_states: the node masks, as sets of ids.
+        memory_chain: the notifier chain.
+        pages: the page allocator.
+        tree: the files of /sys that it serves.
+        uevents: its uevents.
+        dep: lockdep, or None when it is off; ``dep.reports`` lists lock orders that could deadlock.
+    """
+
+    def __init__(
+        self, plan: Plan, *, rules: Rules = Rules.DOCUMENTED, device_hotplug_lock: bool = True, lockdep: bool = False
+    ) -> None:
+        self.rules = rules
+        self.dep = Lockdep() if lockdep else None
+        self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
+        self.memory_chain = NotifierChain(dep=self.dep)
+        self.block_size = plan.block_size
+        self.pages_per_block = plan.block_size >> PAGE_SHIFT
+        self.parameters: Parameters = plan.parameters
+        self.room = (plan.room_start, plan.room_size)
+        self.blocks: dict[int, MemoryBlock] = {}
+        self.nodes: dict[int, Node] = {}
+        self.node_states: dict[NodeState, set[int]] = {state: set() for state in NodeState}
+        self.iomem = Iomem()
+        self.firmware_map: list[tuple[int, int]] = []
+        self.uevents = Uevents()
+        self.pages = Pages(self)
+        self.tree = SysfsTree(self)
+        self._registering = threading.Lock()
+        self._online_mems: ReadSide = self.locks.mem_hotplug.read
+        self._boot(plan)
+
+    def __repr__(self) -> str:
+        online = sum(block.state is BlockState.ONLINE for block in list(self.blocks.values()))
+        total = format_size(online * self.block_size)
+        return f"<Machine {total} online in {online} of {len(self.blocks)} blocks, {self.rules.value.title}>"
+
+    # -- how it begins
+
+    @classmethod
+    def boot(
+        cls,
+        nodes: Sequence[object] | str | int = ("4GiB",),
+        *,
+        block_size: str | int | None = None,
+        room: str | int | None = None,
+        parameters: object = None,
+        hypervisor: bool = True,
+        rules: Rules = Rules.DOCUMENTED,
+        device_hotplug_lock: bool = True,
+        lockdep: bool = False,
+    ) -> Machine:
+        """Boot a machine from a description.
+
+        Args:
+            nodes: one entry a node: a size (``"4GiB"``, bytes), a mapping (memory, cpus, distances) or a NodeSpec. A single
+                size is a machine with one node.
+            block_size: bytes of a block; as x86-64 chooses it by default.
+            room: bytes of addresses for memory to add; as much as can be mapped by default.
+            parameters: kernel parameters as a mapping (``{"memhp_default_state": "online"}``) or a command line.
+            hypervisor: whether it is a VM, which matters for the default block size only.
+            rules: the document, or a kernel.
+            device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
+            lockdep: watch the order of locks.
+
+        Raises:
+            InvalidInput: a malformed value, with its place.
+        """
+        listed = [nodes] if isinstance(nodes, str | int) else nodes
+        plan = plan_from_spec(
+            listed, block_size=block_size, room=room, parameters=parameters, rules=rules, hypervisor=hypervisor
+        )
+        return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Tree,
+        *,
+        rules: Rules = Rules.DOCUMENTED,
+        device_hotplug_lock: bool = True,
+        lockdep: bool = False,
+    ) -> Machine:
+        """Make the twin of a real machine from its files: ``Machine.from_tree(DirTree("/"))``.
+
+        It has that machine's block size, blocks, states, zones, nodes and parameters; nothing of the real one is changed.
+
+        Raises:
+            InvalidInput: a file is missing or malformed, with its path.
+        """
+        plan = plan_from_tree(tree, rules=rules)
+        return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
+
+    def _boot(self, plan: Plan) -> None:
+        for nid, spec in enumerate(plan.nodes):
+            if spec is not None:
+                distances = dict(enumerate(spec.distances)) or {other: 20 for other in range(len(plan.nodes))}
+                self.nodes[nid] = Node(nid, plan.cpu_ids.get(nid, ()), {**distances, nid: 10})
+                self.node_states[NodeState.N_POSSIBLE].add(nid)
+        for boot in plan.blocks:
+            if boot.nid not in self.nodes:
+                raise InvalidInput(f"node{boot.nid}", f"memory{boot.id}", f"one of the nodes {format_ids(self.nodes)}")
+            block = self.new_block(boot.id, boot.nid)
+            block.ram = boot.ram
+            block.early = True
+            block.state = boot.state
+            block.offline = boot.state is BlockState.OFFLINE
+            node = self.nodes[boot.nid]
+            block.present = tuple((node.zones[kind], start, nr) for kind, start, nr in zones_of(boot))
+            zones = {zone for zone, _, _ in block.present}
+            block.zone = zones.pop() if len(zones) == 1 else None
+            self.blocks[block.id] = block
+            node.linked[block.id] = block
+            for zone, _, nr in block.present:
+                zone.present += nr
+                zone.managed += nr
+                zone.present_early += nr
+                zone.blocks[block.id] = block
+        for node in self.nodes.values():
+            _set_boot_spans(node)
+            self._set_boot_masks(node)
+        self._claim_boot_memory()
+
+    def _set_boot_masks(self, node: Node) -> None:
+        masks = self.node_states
+        if node.linked or node.cpus:
+            node.registered = True
+            masks[NodeState.N_ONLINE].add(node.nid)
+        if node.cpus:
+            masks[NodeState.N_CPU].add(node.nid)
+        if node.present_up_to(ZoneType.NORMAL):
+            masks[NodeState.N_NORMAL_MEMORY].add(node.nid)
+        if node.present_up_to(ZoneType.MOVABLE):
+            masks[NodeState.N_MEMORY].add(node.nid)
+
+    def _claim_boot_memory(self) -> None:
+        runs: list[list[int]] = []
+        for block in sorted(self.blocks.values(), key=lambda block: block.id):
+            for start, nr in block.ram:
+                if runs and runs[-1][1] == start:
+                    runs[-1][1] = start + nr
+                else:
+                    runs.append([start, start + nr])
+        for first, end in runs:
+            self.iomem.request(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT, SYSTEM_RAM)
+
+    def new_block(self, block_id: BlockId, nid: int) -> MemoryBlock:
+        """Make a block that is not part of the machine yet."""
+        return MemoryBlock(block_id, nid, Pfn(block_id * self.pages_per_block), self.pages_per_block, self.dep)
+
+    # -- the notifier
+
+    @overload
+    def hotplug_memory_notifier(self, callback: Callback, priority: int = 0) -> NotifierBlock: ...
+
+    @overload
+    def hotplug_memory_notifier(
+        self, callback: None = None, priority: int = 0
+    ) -> Callable[[Callback], NotifierBlock]: ...
+
+    def hotplug_memory_notifier(
+        self, callback: Callback | None = None, priority: int = 0
+    ) -> NotifierBlock | Callable[[Callback], NotifierBlock]:
+        """Register a callback for changes of memory; higher priorities are called first, equals in order of registration.
+
+        Call it (``machine.hotplug_memory_notifier(callback, 10)``) or decorate with it
+        (``@machine.hotplug_memory_notifier(priority=10)``); either way you get the block, which can be called and has
+        ``unregister()``.
+
+        Raises:
+            AlreadyRegistered: the same function is registered at the same priority; to run one function twice, register
+                two blocks with ``machine.memory_chain.register(NotifierBlock(...))``.
+            InvalidInput: a malformed priority or callback.
+            DeadlockError: called from inside a callback.
+        """
+        if callback is None:
+            return lambda function: self.hotplug_memory_notifier(function, priority)
+        block = NotifierBlock(callback, priority)
+        with self._registering:
+            for other in self.memory_chain.blocks:
+                if other.callback == callback and other.priority == priority:
+                    raise AlreadyRegistered(f"{other} is registered already", other)
+            return self.memory_chain.register(block)
+
+    def memory_notify(self, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        """Tell the chain something (``drivers/base/memory.c``: ``memory_notify``); gives the last callback's answer."""
+        return self.memory_chain.call(action, arg)
+
+    # -- reading memory safely
+
+    def online_mems(self) -> ReadSide:
+        """Keep memory from vanishing: ``with machine.online_mems():`` no block comes or goes. Cheap when nothing changes.
+
+        A change waits for all such readers, and readers that come after it wait for the change. A thread that already
+        reads must not wait for another reader, and a callback may not use it (its own change holds the write side).
+        """
+        return self._online_mems
+
+    def get_online_mems(self) -> None:
+        """Begin reading; every call needs its :meth:`put_online_mems`. See :meth:`online_mems`."""
+        self.locks.mem_hotplug.read_acquire()
+
+    def put_online_mems(self) -> None:
+        """End reading.
+
+        Raises:
+            LockError: this thread does not read.
+        """
+        self.locks.mem_hotplug.read_release()
+
+    # -- requests
+
+    @_request
+    def add_memory(self, nid: int, start: int, size: int, *, name: str = SYSTEM_RAM) -> list[BlockId]:
+        """Add memory to a node: new offline blocks, which ``auto_online_blocks`` may bring online at once.
+
+        Args:
+            nid: the node; a possible one that is offline comes online.
+            start: physical address, bytes, a multiple of the block size.
+            size: bytes, a multiple of the block size.
+            name: the name in /proc/iomem.
+
+        Returns:
+            The new blocks' ids. They exist even if bringing one of them online was refused: look at their states.
+
+        Raises:
+            HotplugError: E2BIG no range that can be mapped (size 0 too), EEXIST overlaps other memory, EINVAL not aligned
+                or no such node; nothing was changed.
+        """
+        with self.locks.device_hotplug:
+            return add.add_memory(self, nid, PhysAddr(_number(start, "start")), _number(size, "size"), name)
+
+    @_request
+    def remove_memory(self, start: int, size: int) -> list[BlockId]:
+        """Remove memory whose blocks are all offline; its node goes too if it has no blocks and no CPU left.
+
+        Raises:
+            HotplugError: EBUSY, a block is not offline; nothing was changed.
+            InvalidInput: not a range of whole blocks.
+        """
+        with self.locks.device_hotplug:
+            return add.remove_memory(self, PhysAddr(_number(start, "start")), _number(size, "size"))
+
+    @_request
+    def device_online(self, block_id: int, online_type: OnlineType | str = OnlineType.ONLINE) -> int:
+        """Bring a block online (``online``, ``online_kernel`` or ``online_movable``).
+
+        Returns:
+            0 when done, 1 when it was online already, as the kernel's function does.
+
+        Raises:
+            HotplugError: ENODEV no such block; the errno of whatever went wrong. The block is offline as before.
+            Vetoed: a callback refused.
+        """
+        kind = _online_type(online_type)
+        with self.locks.device_hotplug:
+            block = self.block(block_id)
+            block.online_type = kind
+            return device.device_online(self, block)
+
+    @_request
+    def device_offline(self, block_id: int) -> int:
+        """Take a block offline, however long its pages take to leave; see :meth:`send_signal` to end that.
+
+        Returns:
+            0 when done, 1 when it was offline already, as the kernel's function does.
+
+        Raises:
+            HotplugError: ENODEV no such block, EINVAL it spans zones or has holes. The block is online as before.
+            PageRefusal: EBUSY, a page can't leave.
+            Vetoed: a callback refused.
+            Interrupted: EINTR, a signal came while a page could not be moved.
+        """
+        with self.locks.device_hotplug:
+            return device.device_offline(self, self.block(block_id))
+
+    @_request
+    def online_pages(self, start_pfn: int, nr_pages: int, zone: Zone) -> None:
+        """Bring pages online in a zone, below the devices: block states don't follow. The caller holds the locks.
+
+        Raises:
+            LockNotHeld: mem_hotplug_lock is not held for writing; see :meth:`mem_hotplug`.
+            HotplugError: as :func:`memhp.kernel.hotplug.online_pages`.
+        """
+        core.online_pages(self, Pfn(start_pfn), nr_pages, zone)
+
+    @_request
+    def offline_pages(self, start_pfn: int, nr_pages: int, zone: Zone) -> None:
+        """Take pages offline, below the devices: block states don't follow. The caller holds the locks.
+
+        Raises:
+            LockNotHeld: mem_hotplug_lock is not held for writing; see :meth:`mem_hotplug`.
+            HotplugError: as :func:`memhp.kernel.hotplug.offline_pages`.
+        """
+        core.offline_pages(self, Pfn(start_pfn), nr_pages, zone)
+
+    def send_signal(self, thread: threading.Thread) -> None:
+        """Send a signal to a thread: if it is in the middle of an offline that waits for a page, that fails with EINTR.
+
+        A thread that is doing something else is not affected, as a handled signal does not end a write that waits for a lock.
+        """
+        self.pages.changed.signal(task_of(thread))
+
+    # -- locks
+
+    def lock_named(self, name: str) -> Guardable:
+        """Give a lock by its attribute in ``locks``; the guards ask for it."""
+        lock: Guardable = getattr(self.locks, name)
+        return lock
+
+    @contextlib.contextmanager
+    def mem_hotplug(self) -> Iterator[None]:
+        """Hold cpu_hotplug_lock for reading and mem_hotplug_lock for writing (``mem_hotplug_begin``, ``mem_hotplug_done``)."""
+        with self.locks.cpu_hotplug.read, self.locks.mem_hotplug.write:
+            yield
+
+    @contextlib.contextmanager
+    def device_hotplug_sysfs(self) -> Iterator[None]:
+        """Hold device_hotplug_lock as a write to sysfs does: try, and restart the call when somebody has it.
+
+        Waiting for it instead would deadlock with a removal, which holds it and waits for writers to leave the file
+        (``lock_device_hotplug_sysfs``).
+        """
+        lock = self.locks.device_hotplug
+        while not lock.try_acquire():
+            lock.await_free()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- pages
+
+    def alloc_pages(
+        self, nr_pages: int, kind: PageKind | str = PageKind.MOVABLE, *, node: int | None = None, owner: str = "", **where: Any
+    ) -> Allocation:
+        """Allocate pages; see :meth:`memhp.kernel.pages.Pages.alloc`."""
+        return self.pages.alloc(nr_pages, PageKind(kind), node=node, owner=owner, **where)
+
+    def free_pages(self, allocation: Allocation) -> None:
+        """Give pages back; see :meth:`memhp.kernel.pages.Pages.free`."""
+        self.pages.free(allocation)
+
+    # -- looking things up
+
+    def block(self, block_id: int) -> MemoryBlock:
+        """Give a block by its id.
+
+        Raises:
+            HotplugError: ENODEV, there is none.
+        """
+        block = self.blocks.get(block_id)
+        if block is None:
+            raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
+        return block
+
+    def block_id_of(self, pfn: Pfn) -> BlockId:
+        """Give the id that the block with this page frame has, or would have."""
+        return BlockId(pfn // self.pages_per_block)
+
+    def zone(self, nid: int, kind: ZoneType | str) -> Zone:
+        """Give a zone of a node; by name as sysfs prints it, or by type.
+
+        Raises:
+            InvalidInput: no such node or zone.
+        """
+        if nid not in self.nodes:
+            raise InvalidInput(nid, "node", f"one of {format_ids(self.nodes)}")
+        for zone in self.nodes[nid].zones:
+            if kind in (zone.type, zone.type.label):
+                return zone
+        raise InvalidInput(kind, "zone", "DMA, DMA32, Normal or Movable")
+
+    def next_room(self, size: int) -> PhysAddr:
+        """Find the lowest address of the room for new memory where ``size`` bytes fit.
+
+        Raises:
+            HotplugError: ENOSPC, it doesn't fit anywhere.
+        """
+        start, room = self.room
+        place = start
+        for resource in self.iomem:
+            if resource.end >= place and resource.start < place + size:
+                place = -(-(resource.end + 1) // self.block_size) * self.block_size
+        if place + size > start + room:
+            raise HotplugError(errno.ENOSPC, f"no room for {format_size(size)} in the {format_size(room)} at {start:#x}")
+        return PhysAddr(place)
+
+    @property
+    def memory_total(self) -> int:
+        """Bytes of managed pages, as MemTotal counts them."""
+        return sum(zone.managed for node in self.nodes.values() for zone in node.zones) << PAGE_SHIFT
+
+
+def _set_boot_spans(node: Node) -> None:
+    # A zone spans the node's memory as far as the zone's addresses go, holes included; ZONE_MOVABLE spans its blocks.
+    parts = [(zone, start, nr) for block in node.linked.values() for zone, start, nr in block.present]
+    for zone, start, nr in parts:
+        zone.grow(start, nr)
+    natural = [(start, nr) for zone, start, nr in parts if zone.type is not ZoneType.MOVABLE]
+    if not natural:
+        return
+    first, end = min(start for start, _ in natural), max(start + nr for start, nr in natural)
+    for zone in node.zones:
+        if zone.spanned and zone.type is not ZoneType.MOVABLE:
+            low, high = ARCH_LIMITS[zone.type]
+            low, high = max(low, first), min(high, end)
+            if low < high:
+                zone.grow(Pfn(low), high - low)
+
+
+def _number(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput(value, where, "a number of bytes")
+    return value
+
+
+def _online_type(value: OnlineType | str) -> OnlineType:
+    try:
+        kind = OnlineType(value)
+    except ValueError:
+        kind = OnlineType.OFFLINE
+    if kind is OnlineType.OFFLINE:
+        raise InvalidInput(value, "online_type", "online, online_kernel or online_movable")
+    return kind

@@ -1,0 +1,141 @@
+"""Zones and nodes: who spans what, and how many pages of it are present."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from memhp.units import Pfn
+
+if TYPE_CHECKING:
+    from memhp.kernel.blocks import MemoryBlock
+
+__all__ = ["ARCH_LIMITS", "Node", "NodeState", "Zone", "ZoneType"]
+
+
+class ZoneType(enum.IntEnum):
+    """The zones of x86-64 that hold pages of memory blocks, in their order."""
+
+    DMA = 0
+    DMA32 = 1
+    NORMAL = 2
+    MOVABLE = 3
+
+    @property
+    def label(self) -> str:
+        """The name that sysfs prints."""
+        return _LABELS[self]
+
+
+_LABELS = {ZoneType.DMA: "DMA", ZoneType.DMA32: "DMA32", ZoneType.NORMAL: "Normal", ZoneType.MOVABLE: "Movable"}
+
+ARCH_LIMITS = {
+    ZoneType.DMA: (0, (16 << 20) >> 12),
+    ZoneType.DMA32: ((16 << 20) >> 12, (4 << 30) >> 12),
+    ZoneType.NORMAL: ((4 << 30) >> 12, 1 << 40),
+}
+"""First pfn and the one after the last of each zone's addresses (x86-64)."""
+
+
+class NodeState(enum.Enum):
+    """The node masks (``include/linux/nodemask.h``) and the files that show them."""
+
+    N_POSSIBLE = "possible"
+    N_ONLINE = "online"
+    N_NORMAL_MEMORY = "has_normal_memory"
+    N_MEMORY = "has_memory"
+    N_CPU = "has_cpu"
+
+
+class Zone:
+    """One zone of one node; all counts are in pages.
+
+    The span covers every block that is in the zone, and holes between them. It grows when a block comes in and shrinks
+    only when the block at one of its ends leaves (``mm/memory_hotplug.c``: ``resize_zone_range``, ``shrink_zone_span``).
+    """
+
+    __slots__ = ("blocks", "managed", "nid", "present", "present_early", "spanned", "start_pfn", "type")
+
+    def __init__(self, nid: int, kind: ZoneType) -> None:
+        self.nid = nid
+        self.type = kind
+        self.start_pfn = Pfn(0)
+        self.spanned = 0
+        self.present = 0
+        self.present_early = 0
+        self.managed = 0
+        self.blocks: dict[int, MemoryBlock] = {}
+        """The blocks with pages in it, by id."""
+
+    def __repr__(self) -> str:
+        return f"<Zone node{self.nid} {self.type.label} start={self.start_pfn:#x} spanned={self.spanned:#x}>"
+
+    @property
+    def end_pfn(self) -> Pfn:
+        """The page frame after the span."""
+        return Pfn(self.start_pfn + self.spanned)
+
+    @property
+    def populated(self) -> bool:
+        """Whether it has present pages."""
+        return self.present > 0
+
+    def intersects(self, start: Pfn, nr_pages: int) -> bool:
+        """Say whether its span touches the range."""
+        return self.spanned > 0 and start < self.end_pfn and start + nr_pages > self.start_pfn
+
+    def grow(self, start: Pfn, nr_pages: int) -> None:
+        """Extend the span to cover the range."""
+        if not self.spanned:
+            self.start_pfn, self.spanned = start, nr_pages
+            return
+        first = min(self.start_pfn, start)
+        end = max(self.end_pfn, start + nr_pages)
+        self.start_pfn, self.spanned = Pfn(first), end - first
+
+    def shrink(self, start: Pfn, nr_pages: int) -> None:
+        """Take the range off an end of the span, up to the next block that is still in the zone.
+
+        The blocks of the range are out of ``blocks`` already. A range in the middle leaves a hole in the span.
+        """
+        at_start = start <= self.start_pfn < start + nr_pages
+        at_end = start < self.end_pfn <= start + nr_pages
+        if not at_start and not at_end:
+            return
+        if not self.blocks:
+            self.start_pfn, self.spanned = Pfn(0), 0
+            return
+        first, end = self.start_pfn, self.end_pfn
+        if at_start:
+            first = self.blocks[self._nearest(upward=True)].first_pfn_in(self)
+        else:
+            end = self.blocks[self._nearest(upward=False)].end_pfn_in(self)
+        self.start_pfn, self.spanned = first, end - first
+
+    def _nearest(self, *, upward: bool) -> int:
+        return min(self.blocks) if upward else max(self.blocks)
+
+
+class Node:
+    """One NUMA node: its zones, and the blocks that are linked to it in sysfs."""
+
+    __slots__ = ("cpus", "distances", "linked", "nid", "registered", "zones")
+
+    def __init__(self, nid: int, cpus: tuple[int, ...], distances: dict[int, int]) -> None:
+        self.nid = nid
+        self.cpus = cpus
+        self.distances = distances
+        self.zones = tuple(Zone(nid, kind) for kind in ZoneType)
+        self.registered = False
+        """Whether the node device exists."""
+        self.linked: dict[int, MemoryBlock] = {}
+        """Blocks with a link in the node's directory, by id."""
+
+    def present_up_to(self, kind: ZoneType) -> int:
+        """Count present pages in the zones up to ``kind``."""
+        return sum(zone.present for zone in self.zones[: kind + 1])
+
+    @property
+    def spans_nothing(self) -> bool:
+        """Whether no zone of it has a span."""
+        return not any(zone.spanned for zone in self.zones)

@@ -1,0 +1,275 @@
+"""lockdep: find lock orders that could deadlock, in a run in which nothing did (``kernel/locking/lockdep.c``).
+
+Each acquisition adds edges to a graph of lock *classes*: from every lock that the task holds to the one that it takes.
+A cycle of classes is an order that can deadlock, unless every way round it is taken under one common lock. The kernel
+gives up on such *gated* cycles (it declares ``device_lock`` as not validated); here each edge remembers what was held
+around it, and a cycle counts only if its edges could be under way at the same time. That is how the order
+device_lock, mem_hotplug_lock and its reverse are fine under device_hotplug_lock and reported without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import CodeType
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from memhp.locking.switch import Held, Mode, Task
+
+__all__ = ["Edge", "Lockdep", "Report", "Site"]
+
+_log = logging.getLogger("memhp.lockdep")
+_STACK_DEPTH = 24
+_READ = "READ"
+
+
+class _Lock(Protocol):
+    name: str
+    lock_class: str
+
+
+class Site:
+    """Where a lock was taken: a stack, kept as code objects and lines until somebody prints it."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self) -> None:
+        frames: list[tuple[CodeType, int]] = []
+        frame = sys._getframe(1)  # noqa: SLF001 - a stack for every acquisition must be cheap
+        while frame is not None and len(frames) < _STACK_DEPTH:
+            code = frame.f_code
+            if not code.co_filename.startswith(_HERE):
+                frames.append((code, frame.f_lineno))
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        self.frames = tuple(frames)
+
+    def lines(self) -> list[str]:
+        """Give the stack innermost first, a line a frame: ``function() at file:line``."""
+        return [f"{code.co_qualname}() at {_short(code.co_filename)}:{line}" for code, line in self.frames]
+
+
+_HERE = __file__.rsplit("/", 1)[0] + "/"
+
+
+def _short(file: str) -> str:
+    root = _HERE.rsplit("/", 3)[0] + "/"
+    return file.removeprefix(root)
+
+
+Gates = frozenset[tuple[_Lock, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """``after`` was taken while ``before`` was held; both stacks, and what was held around both."""
+
+    before: _Lock
+    before_mode: str
+    before_site: Site | None
+    after: _Lock
+    after_mode: str
+    after_site: Site
+    task: str
+    gates: Gates
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """One lock order that could deadlock.
+
+    Attributes:
+        kind: ``circular`` or ``recursive``.
+        cycle: the edges; the last one closes it and is the acquisition that was found out.
+        held: what the task held when it was found out.
+    """
+
+    kind: str
+    cycle: tuple[Edge, ...]
+    task: str
+    held: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The lock classes of the cycle, in order, beginning with the one that was held."""
+        last = self.cycle[-1]
+        return (last.before.lock_class, *(edge.before.lock_class for edge in self.cycle[:-1]))
+
+    def __str__(self) -> str:
+        return "\n".join(self._circular() if self.kind == "circular" else self._recursive())
+
+    def _circular(self) -> Iterator[str]:
+        last = self.cycle[-1]
+        yield from _banner("WARNING: possible circular locking dependency detected")
+        yield f"{self.task} is trying to acquire lock:"
+        yield f" ({last.after.lock_class}){_tag(last.after_mode)} {last.after.name}, at:"
+        yield from _indent(last.after_site)
+        yield ""
+        yield "but task is already holding lock:"
+        yield f" ({last.before.lock_class}){_tag(last.before_mode)} {last.before.name}, taken at:"
+        yield from _indent(last.before_site)
+        yield ""
+        yield "which lock already depends on the new lock."
+        yield ""
+        yield "the existing dependency chain (in reverse order) is:"
+        for number, edge in reversed(list(enumerate(self.cycle[:-1], 1))):
+            yield ""
+            yield f"-> #{number} ({edge.after.lock_class}){_tag(edge.after_mode)} {edge.after.name}, by {edge.task} at:"
+            yield from _indent(edge.after_site)
+            yield f"   while holding ({edge.before.lock_class}){_tag(edge.before_mode)} {edge.before.name}, taken at:"
+            yield from _indent(edge.before_site)
+        yield ""
+        yield "other info that might help us debug this:"
+        yield ""
+        yield from self._scenario()
+        yield ""
+        yield " *** DEADLOCK ***"
+        yield ""
+        yield f"locks held by {self.task}: {', '.join(self.held)}"
+
+    def _scenario(self) -> Iterator[str]:
+        yield " Possible unsafe locking scenario:"
+        yield ""
+        columns = len(self.cycle)
+        yield "  ".join(f"{f'CPU{n}':^30}" for n in range(columns)).rstrip()
+        yield "  ".join(f"{'----':^30}" for _ in range(columns)).rstrip()
+        edges = (self.cycle[-1], *self.cycle[:-1])
+        takes = [(n, e.before.lock_class) for n, e in enumerate(edges)]
+        for column, name in takes + [(n, e.after.lock_class) for n, e in reversed(list(enumerate(edges)))]:
+            yield f"{'':{32 * column}}lock({name});"
+
+    def _recursive(self) -> Iterator[str]:
+        (edge,) = self.cycle
+        yield from _banner("WARNING: possible recursive locking detected")
+        yield f"{self.task} is trying to acquire lock:"
+        yield f" ({edge.after.lock_class}){_tag(edge.after_mode)} {edge.after.name}, at:"
+        yield from _indent(edge.after_site)
+        yield ""
+        yield "but task is already holding lock:"
+        yield f" ({edge.before.lock_class}){_tag(edge.before_mode)} {edge.before.name}, taken at:"
+        yield from _indent(edge.before_site)
+        yield ""
+        yield " *** DEADLOCK ***"
+
+
+def _banner(title: str) -> Iterator[str]:
+    yield "=" * len(title)
+    yield title
+    yield "-" * len(title)
+
+
+def _tag(mode: str) -> str:
+    return "{read}" if mode == _READ else "{write}"
+
+
+def _indent(site: Site | None) -> Iterator[str]:
+    for line in site.lines() if site is not None else ():
+        yield f"       {line}"
+
+
+class Lockdep:
+    """The graph of one machine's lock classes; ``reports`` lists what it found, each cycle once."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self._lock = threading.Lock()
+        self._edges: dict[str, dict[str, list[Edge]]] = {}
+        self._written: set[str] = set()
+        self._reported: set[frozenset[str]] = set()
+
+    def before(self, task: Task, lock: _Lock, mode: Mode) -> Site:
+        """Check the order of an acquisition that may wait, before it waits."""
+        site = Site()
+        held = task.held
+        if not held and (mode.name == _READ or lock.lock_class in self._written):
+            return site
+        with self._lock:
+            if mode.name != _READ:
+                self._note_written(task, lock.lock_class)
+            for index, outer in enumerate(held):
+                self._depend(task, index, outer, lock, mode.name, site)
+        return site
+
+    def trylock(self, task: Task, lock: _Lock) -> Site:
+        """Note a successful trylock: it could not wait, so nothing leads to it; it is held from now on all the same."""
+        return Site()
+
+    def _depend(self, task: Task, index: int, outer: Held, lock: _Lock, mode: str, site: Site) -> None:
+        prev: _Lock = outer.lock  # type: ignore[assignment] # every lock that can be held has a class
+        gates = frozenset((held.lock, held.mode.name) for held in task.held[:index])
+        edge = Edge(prev, outer.mode.name, outer.site, lock, mode, site, task.name, gates)  # type: ignore[arg-type]
+        if prev.lock_class == lock.lock_class:
+            self._report("recursive", (edge,), task)
+            return
+        known = self._edges.setdefault(prev.lock_class, {}).setdefault(lock.lock_class, [])
+        if any(_covers(other, edge) for other in known):
+            return
+        known.append(edge)
+        self._look_for_cycle(edge, task)
+
+    def _look_for_cycle(self, edge: Edge, task: Task) -> None:
+        for path in self._paths(edge.after.lock_class, edge.before.lock_class, ()):
+            if frozenset(step.before.lock_class for step in (*path, edge)) in self._reported:
+                continue
+            if self._can_deadlock((*path, edge)):
+                self._report("circular", (*path, edge), task)
+
+    def _paths(self, start: str, goal: str, path: tuple[Edge, ...]) -> Iterator[tuple[Edge, ...]]:
+        for follower, edges in self._edges.get(start, {}).items():
+            if any(step.before.lock_class == follower for step in path):
+                continue
+            for edge in edges:
+                if follower == goal:
+                    yield (*path, edge)
+                else:
+                    yield from self._paths(follower, goal, (*path, edge))
+
+    def _can_deadlock(self, cycle: tuple[Edge, ...]) -> bool:
+        if any(_gated(a, b) for a, b in itertools.combinations(cycle, 2)):
+            return False
+        # Readers stop readers only through a writer that waits between them.
+        return all(
+            edge.before.lock_class in self._written
+            for previous, edge in zip((cycle[-1], *cycle[:-1]), cycle, strict=True)
+            if previous.after_mode == edge.before_mode == _READ
+        )
+
+    def _note_written(self, task: Task, lock_class: str) -> None:
+        if lock_class in self._written:
+            return
+        self._written.add(lock_class)
+        for edge in self._edges_of(lock_class):
+            self._look_for_cycle(edge, task)
+
+    def _edges_of(self, lock_class: str) -> Iterable[Edge]:
+        return [edge for edges in self._edges.get(lock_class, {}).values() for edge in edges]
+
+    def _report(self, kind: str, cycle: tuple[Edge, ...], task: Task) -> None:
+        key = frozenset(edge.before.lock_class for edge in cycle)
+        if key in self._reported:
+            return
+        self._reported.add(key)
+        report = Report(kind, cycle, task.name, tuple(task.describe_held()))
+        self.reports.append(report)
+        _log.warning("%s", report)
+
+
+def _covers(known: Edge, new: Edge) -> bool:
+    # The known edge allows every cycle that the new one would.
+    same_modes = known.before_mode == new.before_mode and known.after_mode == new.after_mode
+    return same_modes and known.gates <= new.gates
+
+
+def _gated(a: Edge, b: Edge) -> bool:
+    modes = dict(a.gates)
+    return any(lock in modes and _excludes(modes[lock], mode) for lock, mode in b.gates)
+
+
+def _excludes(a: str, b: str) -> bool:
+    return not a == b == _READ

@@ -1,0 +1,192 @@
+"""A mutex with an owner (``kernel/locking/mutex.c``), and a queue to wait in for anything else."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from memhp.errors import LockError
+from memhp.locking import switch
+from memhp.locking.lockdep import Lockdep
+from memhp.locking.switch import Held, Mode, Op, Task, Waiter
+
+__all__ = ["Mutex", "WaitQueue"]
+
+
+class Mutex:
+    """A sleeping lock for one task at a time; waiters get it in the order in which they came.
+
+    Not recursive: taking it twice is a :class:`DeadlockError` at once, and so is any wait that could never end.
+    ``with mutex:`` takes and releases.
+    """
+
+    __slots__ = ("_free", "_queue", "dep", "lock_class", "name", "owner")
+
+    def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None) -> None:
+        self.name = name
+        self.lock_class = lock_class or name
+        self.dep = dep
+        self.owner: Task | None = None
+        # Made when somebody first waits: most device locks never see a second task.
+        self._queue: collections.deque[Waiter] | None = None
+        self._free: collections.deque[Waiter] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Mutex {self.name} {f'held by {self.owner.name}' if self.owner else 'free'}>"
+
+    def blockers(self, task: Task, op: Op) -> Iterable[Task]:
+        """Give the owner, if there is one."""
+        return () if self.owner is None else (self.owner,)
+
+    def ready(self, task: Task, op: Op) -> bool:
+        """Say whether ``op`` would not have to wait."""
+        return op is Op.RELEASE or op is Op.TRY_ACQUIRE or self.owner is None
+
+    def held(self, mode: Mode = Mode.WRITE) -> bool:
+        """Say whether the calling task holds it."""
+        return self.owner is switch.current()
+
+    def acquire(self) -> None:
+        """Take it, waiting as long as that takes.
+
+        Raises:
+            DeadlockError: the wait could never end (the caller holds it, or a cycle of waits would close).
+        """
+        task = switch.current()
+        site = self.dep.before(task, self, Mode.WRITE) if self.dep is not None else None
+        switch.point(Op.ACQUIRE, self)
+        with switch.guard:
+            if self.owner is None:
+                self.owner = task
+            else:
+                if self._queue is None:
+                    self._queue = collections.deque()
+                switch.park(Waiter(task, self, Op.ACQUIRE), self._queue, abandon=self._pass_on)
+        task.held.append(Held(self, Mode.WRITE, site))
+
+    def try_acquire(self) -> bool:
+        """Take it if it is free; never waits, and so adds no order that could deadlock."""
+        task = switch.current()
+        switch.point(Op.TRY_ACQUIRE, self)
+        with switch.guard:
+            if self.owner is not None:
+                return False
+            self.owner = task
+        site = self.dep.trylock(task, self) if self.dep is not None else None
+        task.held.append(Held(self, Mode.WRITE, site))
+        return True
+
+    def await_free(self) -> None:
+        """Wait until nobody holds it, without taking it: the pause of a call that restarts after a failed trylock.
+
+        Raises:
+            DeadlockError: it could never become free for the caller.
+        """
+        task = switch.current()
+        switch.point(Op.AWAIT_FREE, self)
+        with switch.guard:
+            if self.owner is None:
+                return
+            if self._free is None:
+                self._free = collections.deque()
+            switch.park(Waiter(task, self, Op.AWAIT_FREE), self._free, abandon=lambda: None)
+
+    def release(self) -> None:
+        """Give it back, to the first waiter if there is one.
+
+        Raises:
+            LockError: the calling task does not hold it.
+        """
+        task = switch.current()
+        if self.owner is not task:
+            holder = f"{self.owner.name} does" if self.owner else "nobody does"
+            raise LockError(f"{task.name} releases {self.name}, which it does not hold ({holder})", self)
+        switch.point(Op.RELEASE, self)
+        drop_held(task, self)
+        with switch.guard:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._queue:
+            waiter = self._queue.popleft()
+            self.owner = waiter.task
+            waiter.wake()
+            return
+        self.owner = None
+        while self._free:
+            self._free.popleft().wake()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class WaitQueue:
+    """Tasks that wait for a condition which somebody else will make true (``wait_event``, ``wake_up``).
+
+    Nobody owns it, so a wait in it is never called endless; the signal of the waiting task ends it.
+    """
+
+    __slots__ = ("_conditions", "_queue", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._queue: collections.deque[Waiter] = collections.deque()
+        self._conditions: dict[Task, Callable[[], bool]] = {}
+
+    def blockers(self, task: Task, op: Op) -> Iterable[Task]:
+        """Give nobody: who will wake a queue can't be known."""
+        return ()
+
+    def ready(self, task: Task, op: Op) -> bool:
+        """Say whether the condition of ``task`` holds, or it has a signal."""
+        condition = self._conditions.get(task)
+        return op is not Op.WAIT or condition is None or task.signals > 0 or condition()
+
+    def wait_interruptible(self, condition: Callable[[], bool]) -> bool:
+        """Wait until ``condition()`` holds; False if a signal is pending instead (``wait_event_interruptible``).
+
+        The condition is asked under the guard: it must be quick and take no lock.
+        """
+        task = switch.current()
+        self._conditions[task] = condition
+        try:
+            switch.point(Op.WAIT, self)
+            with switch.guard:
+                while not condition():
+                    if task.signals:
+                        return False
+                    switch.park(Waiter(task, self, Op.WAIT), self._queue, abandon=lambda: None)
+            return True
+        finally:
+            del self._conditions[task]
+
+    def wake_up(self) -> None:
+        """Let every waiter look at its condition again."""
+        switch.point(Op.WAKE, self)
+        with switch.guard:
+            while self._queue:
+                self._queue.popleft().wake()
+
+    def signal(self, task: Task) -> None:
+        """Make a signal pending for ``task`` and wake it if it waits here."""
+        with switch.guard:
+            task.signals += 1
+            waiter = task.waiting
+            if waiter is not None and waiter in self._queue:
+                self._queue.remove(waiter)
+                waiter.wake()
+
+
+def drop_held(task: Task, lock: object) -> None:
+    """Take the newest hold of ``lock`` off the task's list."""
+    held = task.held
+    for index in range(len(held) - 1, -1, -1):
+        if held[index].lock is lock:
+            del held[index]
+            return
