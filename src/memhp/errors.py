@@ -26,6 +26,7 @@ import os
 from collections.abc import Sequence
 
 __all__ = [
+    "EHWPOISON",
     "AlreadyRegistered",
     "DeadlockError",
     "HotplugError",
@@ -47,7 +48,11 @@ __all__ = [
 
 def errno_name(number: int) -> str:
     """Name an errno as C does (``12`` is ``ENOMEM``); a number without a name stays a number."""
-    return _errno.errorcode.get(abs(number), str(abs(number)))
+    return "EHWPOISON" if abs(number) == EHWPOISON else _errno.errorcode.get(abs(number), str(abs(number)))
+
+
+EHWPOISON = 133
+"""The errno of a page with a hardware error; the standard library does not name it everywhere."""
 
 
 class MemhpError(Exception):
@@ -157,7 +162,7 @@ class DeadlockError(LockError):
     """
 
     def __init__(self, message: str, lock: object, chain: Sequence[str] = ()) -> None:
-        super().__init__("\n".join([message, *(f"  {line}" for line in chain)]))
+        super().__init__("\n".join([message, *(f"  {line}" for line in chain)]), lock)
         self.chain = tuple(chain)
 
 
@@ -174,8 +179,8 @@ class HotplugError(MemhpError, OSError):
         self.block = block
 
     def __str__(self) -> str:
-        assert self.errno is not None
-        return f"[{errno_name(self.errno)}] {self.strerror} ({os.strerror(self.errno)})"
+        number = self.errno or 0
+        return f"[{errno_name(number)}] {self.strerror} ({os.strerror(number)})"
 
 
 class Vetoed(HotplugError):

@@ -83,7 +83,7 @@ class MemoryNotify:
     """The node whose bit in N_NORMAL_MEMORY is (or will be) set or cleared, or -1."""
     status_change_nid: int = NO_CHANGE
     """The node whose bit in N_MEMORY is (or will be) set or cleared, or -1."""
-    altmap_start_pfn: Pfn = Pfn(0)
+    altmap_start_pfn: int = 0
     """Linux 6.12, only in MEM_PREPARE_ONLINE and MEM_FINISH_OFFLINE: start of the memory that holds its own memmap."""
     altmap_nr_pages: int = 0
     """Linux 6.12: pages of that memory; 0 when the memmap lies elsewhere."""

@@ -6,7 +6,6 @@ it. So NOTIFY_STOP ends the chain without an error, and an earlier callback's an
 
 from __future__ import annotations
 
-import collections
 import logging
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from memhp.errors import (
     WrongAnswer,
     errno_name,
 )
-from memhp.events import MemoryAction, MemoryNotify
+from memhp.events import MemoryAction
 from memhp.locking import Lockdep, Mode, PercpuRwSemaphore
 
 __all__ = [
@@ -31,8 +30,8 @@ __all__ = [
     "NOTIFY_OK",
     "NOTIFY_STOP",
     "NOTIFY_STOP_MASK",
-    "Callback",
     "Call",
+    "Callback",
     "NotifierBlock",
     "NotifierChain",
     "NotifyResult",

@@ -16,8 +16,8 @@ __all__ = [
     "PAGE_SIZE",
     "SECTION_SIZE",
     "BlockId",
-    "PhysAddr",
     "Pfn",
+    "PhysAddr",
     "SectionNr",
     "addr_to_pfn",
     "format_ids",
@@ -76,7 +76,7 @@ def parse_size(value: object, where: str = "size") -> int:
         InvalidInput: not a size, negative, or not a whole number of bytes.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
+        return int(value)
     if isinstance(value, str):
         if re.fullmatch(r"\s*0[xX][0-9a-fA-F]+\s*", value):
             return int(value, 16)
@@ -84,7 +84,7 @@ def parse_size(value: object, where: str = "size") -> int:
         if match:
             whole, fraction, unit = match.groups()
             unit_bytes = _UNITS[unit.upper()]
-            part, rest = divmod(int(fraction or 0) * unit_bytes, 10 ** len(fraction or ""))
+            part, rest = divmod(int(fraction or 0) * unit_bytes, int(10 ** len(fraction or "")))
             if rest == 0:
                 return int(whole) * unit_bytes + part
     raise InvalidInput(value, where, "a size such as 128MiB, 4G or a number of bytes")

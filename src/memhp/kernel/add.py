@@ -131,7 +131,8 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
     blocks = [block for block in found if block is not None]
     for block in blocks:
         if block.state is not BlockState.OFFLINE:
-            message = f"{block.name} is {block.state.value}, so nothing of {format_mem(addr_to_pfn(start), size >> 12)} is removed"
+            memory = format_mem(addr_to_pfn(start), size >> 12)
+            message = f"{block.name} is {block.state.value}, so nothing of {memory} is removed"
             raise HotplugError(errno.EBUSY, message, block=block.id)
     if len(blocks) < len(found):
         _log.warning("remove_memory: %d of %d blocks of the range do not exist", len(found) - len(blocks), len(found))

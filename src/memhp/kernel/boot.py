@@ -57,7 +57,7 @@ class NodeSpec:
             raise InvalidInput(value, where, "a size, or a mapping with memory, cpus, distances")
         unknown = set(value) - {"memory", "cpus", "distances"}
         if unknown:
-            raise InvalidInput(sorted(map(str, unknown))[0], where, "one of the keys memory, cpus, distances")
+            raise InvalidInput(min(map(str, unknown)), where, "one of the keys memory, cpus, distances")
         cpus = value.get("cpus", 0)
         if not isinstance(cpus, int) or isinstance(cpus, bool) or not 0 <= cpus <= 8192:
             raise InvalidInput(cpus, f"{where}: cpus", "a number of CPUs")

@@ -6,13 +6,12 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memhp.errors import HotplugError
+from memhp.errors import EHWPOISON, HotplugError
 from memhp.events import MEM_FINISH_OFFLINE, MEM_PREPARE_ONLINE, MemoryNotify
 from memhp.kernel import hotplug
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.zonechoice import zone_for_pfn_range
 from memhp.locking import requires
-from memhp.units import Pfn
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -86,7 +85,7 @@ def _block_online(machine: Machine, block: MemoryBlock) -> None:
     if machine.rules.value.memory_failure and block.poisoned:
         pfn = min(block.poisoned)
         message = f"{block.name} has {len(block.poisoned)} poisoned pages, the first {pfn:#x}; it stays offline"
-        raise HotplugError(errno.EHWPOISON, message, block=block.id)
+        raise HotplugError(EHWPOISON, message, block=block.id)
     # The zone is chosen before mem_hotplug_lock is taken, as in memory_block_online().
     zone = zone_for_pfn_range(machine, block.online_type, block.nid, block.start_pfn, block.nr_pages)
     with machine.mem_hotplug():
@@ -118,4 +117,4 @@ def _finish(machine: Machine, block: MemoryBlock) -> None:
 
 def _prepared(block: MemoryBlock) -> MemoryNotify:
     # The kernel leaves the two nids unset in this struct; they read 0 on Debian's 6.12, i.e. like node 0 (observed).
-    return MemoryNotify(block.start_pfn, block.nr_pages, 0, 0, altmap_start_pfn=Pfn(block.start_pfn))
+    return MemoryNotify(block.start_pfn, block.nr_pages, 0, 0, altmap_start_pfn=block.start_pfn)

@@ -48,9 +48,7 @@ def tell(machine: Machine, action: MemoryAction, arg: MemoryNotify) -> NotifyRes
         return None
 
 
-def _raise_refusal(
-    machine: Machine, answer: NotifyResult | None, action: MemoryAction, arg: MemoryNotify, holds: str
-) -> None:
+def _raise_refusal(machine: Machine, answer: NotifyResult | None, action: MemoryAction, arg: MemoryNotify, holds: str) -> None:
     if answer is None or answer.errno == 0:
         return
     block = machine.block_id_of(arg.start_pfn)
@@ -149,9 +147,7 @@ def _mask_changes(arg: MemoryNotify) -> list[tuple[NodeState, int]]:
     return [(state, nid) for state, nid in changes if nid != NO_CHANGE]
 
 
-def _take_back_online(
-    machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult
-) -> None:
+def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult) -> None:
     # The document's NOTIFY_BAD at MEM_ONLINE. Callbacks before this one may hold pages of the range already: movable ones
     # migrate; CANCEL is the owner's moment to free the others. What is still held then can't be taken away under its user.
     for block in blocks:
@@ -265,9 +261,7 @@ def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: M
     _clear_masks(machine, arg)
 
 
-def _take_back_offline(
-    machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult
-) -> None:
+def _take_back_offline(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult) -> None:
     # The document's NOTIFY_BAD at MEM_OFFLINE: the range has not left its zone's span yet.
     _make_present(machine, zone, blocks, arg)
     machine.pages.unisolate(blocks)

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore
 
-__all__ = ["Locks"]
+__all__ = ["Locks", "MemHotplug"]
 
 
 class _NoLock:
@@ -33,15 +33,15 @@ class _NoLock:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
 
 class Locks:
-    """device_hotplug_lock, then a block's device_lock, then cpu_hotplug_lock (read), mem_hotplug_lock (write), and on the
-    way offline pcp_batch_high_lock; the notifier chain's rwsem comes last.
+    """The locks that serialise hotplug.
+
+    The order: device_hotplug_lock, a block's device_lock, cpu_hotplug_lock (read), mem_hotplug_lock (write), on the way
+    offline pcp_batch_high_lock, and last the notifier chain's rwsem.
 
     Only add and remove take a device_lock inside mem_hotplug_lock; device_hotplug_lock keeps that reverse order harmless.
     """
@@ -51,3 +51,24 @@ class Locks:
         self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
         self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)
+
+
+class MemHotplug:
+    """``with`` it, cpu_hotplug_lock is held for reading and mem_hotplug_lock for writing, in this order."""
+
+    __slots__ = ("_locks",)
+
+    def __init__(self, locks: Locks) -> None:
+        self._locks = locks
+
+    def __enter__(self) -> None:
+        self._locks.cpu_hotplug.read_acquire()
+        try:
+            self._locks.mem_hotplug.write_acquire()
+        except BaseException:
+            self._locks.cpu_hotplug.read_release()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._locks.mem_hotplug.write_release()
+        self._locks.cpu_hotplug.read_release()

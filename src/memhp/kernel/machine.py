@@ -17,7 +17,7 @@ from memhp.kernel import hotplug as core
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import Parameters, Plan, plan_from_spec, plan_from_tree, zones_of
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
-from memhp.kernel.locks import Locks
+from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.pages import Allocation, PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
@@ -76,7 +76,7 @@ class Machine:
         self.dep = Lockdep() if lockdep else None
         self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
         self.memory_chain = NotifierChain(dep=self.dep)
-        self.block_size = plan.block_size
+        self.block_size: int = plan.block_size
         self.pages_per_block = plan.block_size >> PAGE_SHIFT
         self.parameters: Parameters = plan.parameters
         self.room = (plan.room_start, plan.room_size)
@@ -129,9 +129,7 @@ class Machine:
             InvalidInput: a malformed value, with its place.
         """
         listed = [nodes] if isinstance(nodes, str | int) else nodes
-        plan = plan_from_spec(
-            listed, block_size=block_size, room=room, parameters=parameters, rules=rules, hypervisor=hypervisor
-        )
+        plan = plan_from_spec(listed, block_size=block_size, room=room, parameters=parameters, rules=rules, hypervisor=hypervisor)
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     @classmethod
@@ -156,7 +154,7 @@ class Machine:
     def _boot(self, plan: Plan) -> None:
         for nid, spec in enumerate(plan.nodes):
             if spec is not None:
-                distances = dict(enumerate(spec.distances)) or {other: 20 for other in range(len(plan.nodes))}
+                distances = dict(enumerate(spec.distances)) or dict.fromkeys(range(len(plan.nodes)), 20)
                 self.nodes[nid] = Node(nid, plan.cpu_ids.get(nid, ()), {**distances, nid: 10})
                 self.node_states[NodeState.N_POSSIBLE].add(nid)
         for boot in plan.blocks:
@@ -216,9 +214,7 @@ class Machine:
     def hotplug_memory_notifier(self, callback: Callback, priority: int = 0) -> NotifierBlock: ...
 
     @overload
-    def hotplug_memory_notifier(
-        self, callback: None = None, priority: int = 0
-    ) -> Callable[[Callback], NotifierBlock]: ...
+    def hotplug_memory_notifier(self, callback: None = None, priority: int = 0) -> Callable[[Callback], NotifierBlock]: ...
 
     def hotplug_memory_notifier(
         self, callback: Callback | None = None, priority: int = 0
@@ -370,11 +366,9 @@ class Machine:
         lock: Guardable = getattr(self.locks, name)
         return lock
 
-    @contextlib.contextmanager
-    def mem_hotplug(self) -> Iterator[None]:
+    def mem_hotplug(self) -> MemHotplug:
         """Hold cpu_hotplug_lock for reading and mem_hotplug_lock for writing (``mem_hotplug_begin``, ``mem_hotplug_done``)."""
-        with self.locks.cpu_hotplug.read, self.locks.mem_hotplug.write:
-            yield
+        return MemHotplug(self.locks)
 
     @contextlib.contextmanager
     def device_hotplug_sysfs(self) -> Iterator[None]:

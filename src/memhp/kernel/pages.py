@@ -200,9 +200,7 @@ class Pages:
             for block in blocks:
                 if block.isolated:
                     message = f"{block.name} is being isolated already"
-                    raise PageRefusal(
-                        errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner=""
-                    )
+                    raise PageRefusal(errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner="")
                 for extent in block.used:
                     if extent.allocation.kind in _BLOCKS_ISOLATION:
                         raise self._refusal(extent, "can't move")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ class SysfsTree:
     def _split(self, path: str) -> tuple[_Directory, str | None]:
         # Walk down from the root, following links, to a directory or to a file in one.
         parts = [part for part in path.split("/") if part not in {"", "."}]
-        place: list[str] = []
+        place: tuple[str, ...] = ()
         links = 0
         while parts:
             part = parts.pop(0)
@@ -128,12 +128,12 @@ class SysfsTree:
                     raise HotplugError(errno.ENOTDIR, f"/{'/'.join([*place, part])} is not a directory")
                 return directory, part
             elif part in directory.directories():
-                place = [*place, part]
+                place = (*place, part)
             else:
                 raise HotplugError(errno.ENOENT, f"there is no {path}")
         return self._directory(place, path), None
 
-    def _directory(self, place: list[str], path: str) -> _Directory:
+    def _directory(self, place: Sequence[str], path: str) -> _Directory:
         here = "/" + "/".join(place)
         machine = self._machine
         if (maker := _FIXED.get(here)) is not None:
@@ -144,7 +144,8 @@ class SysfsTree:
             return _block_directory(machine, block)
         if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
             return _node_directory(node)
-        below = sorted({fixed[len(here.rstrip("/")) + 1 :].split("/")[0] for fixed in _FIXED if fixed.startswith(f"{here.rstrip('/')}/")})
+        above = f"{here.rstrip('/')}/"
+        below = sorted({fixed.removeprefix(above).split("/")[0] for fixed in _FIXED if fixed.startswith(above)})
         if not below:
             raise HotplugError(errno.ENOENT, f"there is no {path}")
         return _Directory(None, {}, lambda: dict.fromkeys(below))
@@ -425,9 +426,7 @@ _BUS_FILES = {
 
 _PARAMETERS = {
     "online_policy": _Attribute(0o644, lambda machine, what: f"{machine.parameters.online_policy}\n", _store_policy),
-    "auto_movable_ratio": _Attribute(
-        0o644, lambda machine, what: f"{machine.parameters.auto_movable_ratio}\n", _store_ratio
-    ),
+    "auto_movable_ratio": _Attribute(0o644, lambda machine, what: f"{machine.parameters.auto_movable_ratio}\n", _store_ratio),
     "auto_movable_numa_aware": _Attribute(
         0o644, lambda machine, what: "Y\n" if machine.parameters.auto_movable_numa_aware else "N\n", _store_numa_aware
     ),

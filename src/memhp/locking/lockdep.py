@@ -136,13 +136,14 @@ class Report:
     def _scenario(self) -> Iterator[str]:
         yield " Possible unsafe locking scenario:"
         yield ""
-        columns = len(self.cycle)
-        yield "  ".join(f"{f'CPU{n}':^30}" for n in range(columns)).rstrip()
-        yield "  ".join(f"{'----':^30}" for _ in range(columns)).rstrip()
         edges = (self.cycle[-1], *self.cycle[:-1])
-        takes = [(n, e.before.lock_class) for n, e in enumerate(edges)]
-        for column, name in takes + [(n, e.after.lock_class) for n, e in reversed(list(enumerate(edges)))]:
-            yield f"{'':{32 * column}}lock({name});"
+        column = "{:<40}".format
+        yield "".join(column(f"       CPU{n}") for n in range(len(edges))).rstrip()
+        yield "".join(column("       ----") for _ in edges).rstrip()
+        takes = [(n, edge.before.lock_class) for n, edge in enumerate(edges)]
+        waits = [(n, edge.after.lock_class) for n, edge in reversed(list(enumerate(edges)))]
+        for place, name in takes + waits:
+            yield f"{'':{40 * place}}  lock({name});"
 
     def _recursive(self) -> Iterator[str]:
         (edge,) = self.cycle

@@ -55,9 +55,7 @@ class PercpuRwSemaphore:
     ``with rwsem.read:`` and ``with rwsem.write:`` take and release.
     """
 
-    def __init__(
-        self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, gil: bool | None = None
-    ) -> None:
+    def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, gil: bool | None = None) -> None:
         self.name = name
         self.lock_class = lock_class or name
         self.dep = dep
@@ -188,9 +186,7 @@ class PercpuRwSemaphore:
         """
         task = switch.current()
         if self.cell().count:
-            raise DeadlockError(
-                f"{task.name} would write {self.name}, which it reads, and wait for itself for ever", self
-            )
+            raise DeadlockError(f"{task.name} would write {self.name}, which it reads, and wait for itself for ever", self)
         site = self.dep.before(task, self, Mode.WRITE) if self.dep is not None else None
         switch.point(Op.WRITE_BLOCK, self)
         with switch.guard:
@@ -282,9 +278,7 @@ class ReadSide:
         if self.slow:
             self._rwsem.turn_back(cell)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._local.cell.count -= 1
         if self.slow:
             self._rwsem.left()
@@ -306,9 +300,7 @@ class LockedReadSide(ReadSide):
                 return
         self._rwsem.read_slow(cell)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         cell = self._local.cell
         with cell.lock:
             cell.count -= 1
@@ -325,9 +317,7 @@ class WatchedReadSide(ReadSide):
     def __enter__(self) -> None:
         self._rwsem.read_slow(self._rwsem.cell())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         rwsem = self._rwsem
         cell = rwsem.cell()
         switch.point(Op.READ_RELEASE, rwsem)
@@ -348,7 +338,5 @@ class WriteSide:
     def __enter__(self) -> None:
         self._rwsem.write_acquire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._rwsem.write_release()

@@ -1,0 +1,7 @@
+"""``python -m memhp.cli``."""
+
+import sys
+
+from memhp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,232 @@
+"""``memhp run``: play a scenario, as text for people or as JSON lines for programs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from memhp.errors import InvalidInput
+from memhp.scenario import Player, load
+from memhp.scenario.decode import parse_rules
+from memhp.units import format_size
+
+__all__ = ["main"]
+
+Event = dict[str, Any]
+
+HELD, FAILED, BAD_INPUT = 0, 1, 2
+_CELLS_PER_ROW = 64
+_MAX_CELLS = 512
+
+
+def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
+    """Play the scenario in ``file``; gives the exit code."""
+    # What callbacks raise is an event of the run; the library's log would say it a second time.
+    logging.getLogger("memhp").addHandler(logging.NullHandler())
+    logging.getLogger("memhp").propagate = False
+    try:
+        chosen = None if rules is None else parse_rules(rules)
+        if rules is not None and chosen is None:
+            raise InvalidInput(rules, "--rules", "documented, 6.1 or 6.12")
+        sink = _json_line if as_json else _quiet(Text().show) if quiet else Text().show
+        failures = Player(load(file), sink, rules=chosen).play()
+    except InvalidInput as error:
+        print(f"memhp: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # Whoever reads has seen enough; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HELD
+    except KeyboardInterrupt:
+        print("memhp: interrupted", file=sys.stderr)
+        return 130
+    return FAILED if failures else HELD
+
+
+def _json_line(event: Event) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _quiet(show: Callable[[Event], None]) -> Callable[[Event], None]:
+    def sink(event: Event) -> None:
+        if event["event"] == "failure":
+            show(event)
+
+    return sink
+
+
+class Text:
+    """Shows events to a person, one at a time."""
+
+    def __init__(self) -> None:
+        self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._last_call: tuple[Any, ...] = ()
+        self._first_map = True
+        self._deeds: list[str] = []
+        self._uevents: list[Event] = []
+        self._silent: set[int] = set()
+
+    def show(self, event: Event) -> None:
+        """Print one event."""
+        if event["event"] not in {"call", "deed"}:
+            self._last_call = ()
+        if event["event"] == "uevent":
+            self._uevents.append(event)
+            return
+        for line in [*self._said_uevents(), *getattr(self, f"_{event['event']}")(event)]:
+            print(line, flush=True)
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colour else text
+
+    def _scenario(self, event: Event) -> list[str]:
+        about = [f"  {line}" for line in event["about"].splitlines()]
+        rules = {"documented": "as the kernel document says"}.get(event["rules"], f"as Linux {event['rules']} does")
+        return [self._paint(event["title"], "1"), *about, f"  (rules: {rules})", ""]
+
+    def _machine(self, event: Event) -> list[str]:
+        blocks = event["blocks"]
+        online = sum(block["state"] == "online" for block in blocks)
+        size = format_size(event["block_size"])
+        whose = {"host": "the twin of this very machine", "description": "the machine"}.get(event["source"], event["source"])
+        head = (
+            f"{event['moment'].capitalize()}: {whose}, {format_size(online * event['block_size'])} online "
+            f"in {online} of {len(blocks)} blocks of {size}"
+        )
+        return ["", head, *self._map(event), ""] if event["moment"] == "after" else [head, *self._map(event), ""]
+
+    def _map(self, event: Event) -> list[str]:
+        blocks = event["blocks"]
+        lines = []
+        group = max(1, -(-len(blocks) // _MAX_CELLS))
+        for node in sorted({block["node"] for block in blocks}):
+            mine = [block for block in blocks if block["node"] == node]
+            for index, part in enumerate(_rows(mine, group)):
+                first = part[0][0]["id"]
+                label = f"node {node}" if index == 0 else ""
+                lines.append(f"  {label:<8}memory{first:<6} {''.join(_cell(cell) for cell in part)}")
+        if self._first_map:
+            self._first_map = False
+            each = "one block" if group == 1 else f"{group} blocks"
+            lines.append(f"  one sign is {each}: # online, M online in ZONE_MOVABLE, u partly used, . offline, ~ mixed")
+        return lines
+
+    def _callbacks(self, event: Event) -> list[str]:
+        if not event["registered"]:
+            return ["No callback is registered: nobody is asked, nobody is told."]
+        names = [f"{block['name']} (priority {block['priority']})" for block in event["registered"]]
+        return [f"Who takes part, in the order in which they are called: {', '.join(names)}"]
+
+    def _step(self, event: Event) -> list[str]:
+        if event["verb"] == "note":
+            self._silent.add(event["number"])
+            return ["", f"-- {event['text']}"]
+        thread = "" if event["thread"] == "main" else f" [in thread {event['thread']}]"
+        return ["", self._paint(f"{event['number']}. {event['text']}{thread}", "1")]
+
+    def _call(self, event: Event) -> list[str]:
+        head = (event["action"], event["start_pfn"], event["thread"])
+        lines = []
+        if head != self._last_call:
+            self._last_call = head
+            lines.append(f"   {event['action']:<19} {event['blocks']}{_changes(event)}")
+        answer = event["answer"]
+        shown = self._paint(answer, "31") if answer not in {"OK", "DONE", "STOP"} else answer
+        error = f": {event['error']}" if event["error"] else ""
+        lines.append(f"      {event['callback']:<16} {shown}{error}  {_time(event['seconds'])}")
+        lines += self._deeds
+        self._deeds.clear()
+        return lines
+
+    def _deed(self, event: Event) -> list[str]:
+        # What a callback does is heard before its answer; it is shown below it.
+        self._deeds.append(f"      {'':<16} it {event['text']}")
+        return []
+
+    def _said_uevents(self) -> list[str]:
+        # Uevents of one action for neighbouring devices make one line.
+        lines: list[str] = []
+        for action, events in itertools.groupby(self._uevents, key=lambda event: event["action"]):
+            paths = [event["devpath"] for event in events]
+            more = f" to {paths[-1].rpartition('/')[2]} ({len(paths)} of them)" if len(paths) > 1 else ""
+            lines.append(f"   uevent {action}@{paths[0]}{more}")
+        self._uevents.clear()
+        return lines
+
+    def _result(self, event: Event) -> list[str]:
+        if event["number"] in self._silent:
+            return []
+        thread = "" if event["thread"] == "main" else f" (thread {event['thread']})"
+        if event["result"] == "ok":
+            text = event["text"].strip()
+            return [f"   = done{thread}{f': {text}' if text else ''}"]
+        return [f"   = {self._paint(event['result'], '31')}{thread}: {event['message']}"]
+
+    def _lockdep(self, event: Event) -> list[str]:
+        return [f"   | {line}".rstrip() for line in event["text"].splitlines()]
+
+    def _failure(self, event: Event) -> list[str]:
+        where = f"{event['file']}:{event['line']}" if event["line"] else event["file"]
+        lines = [self._paint(f"FAILED {where}: {event['what']}", "31;1")]
+        if event["diff"]:
+            lines.append("   - expected   + happened")
+            lines += [f"   {row}" for row in event["diff"]]
+        else:
+            lines += [f"   expected: {event['expected']}", f"   happened: {event['actual']}"]
+        return [*lines, f"   {event['message']}"] if event["message"] else lines
+
+    def _end(self, event: Event) -> list[str]:
+        counts = f"{event['steps']} steps, {event['calls']} calls of callbacks"
+        if event["failures"]:
+            return [self._paint(f"{counts}; {event['failures']} expectations failed.", "31;1")]
+        return [self._paint(f"{counts}; everything was as expected.", "32")]
+
+
+def _rows(blocks: list[Event], group: int) -> list[list[list[Event]]]:
+    # A row ends at a hole in the addresses, and after a fixed number of cells.
+    rows: list[list[list[Event]]] = []
+    last: int | None = None
+    for block in blocks:
+        adjoins = last is not None and block["id"] == last + 1
+        if adjoins and len(rows[-1][-1]) < group:
+            rows[-1][-1].append(block)
+        elif adjoins and len(rows[-1]) < _CELLS_PER_ROW:
+            rows[-1].append([block])
+        else:
+            rows.append([[block]])
+        last = block["id"]
+    return rows
+
+
+def _cell(blocks: list[Event]) -> str:
+    signs = {_sign(block) for block in blocks}
+    return signs.pop() if len(signs) == 1 else "~"
+
+
+def _sign(block: Event) -> str:
+    if block["state"] != "online":
+        return "."
+    if block["used_pages"]:
+        return "u"
+    return "M" if block["zones"] == ["Movable"] else "#"
+
+
+def _changes(event: Event) -> str:
+    normal, memory = event["status_change_nid_normal"], event["status_change_nid"]
+    if event["action"] in {"MEM_PREPARE_ONLINE", "MEM_FINISH_OFFLINE"}:
+        return ""
+    online = "ONLINE" in event["action"]
+    masks = [name for name, nid in (("N_NORMAL_MEMORY", normal), ("N_MEMORY", memory)) if nid != -1]
+    if not masks:
+        return ""
+    node = memory if memory != -1 else normal
+    return f"  (node {node} {'gets' if online else 'loses'} its {'first' if online else 'last'} memory in {' and '.join(masks)})"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

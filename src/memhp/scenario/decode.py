@@ -1,0 +1,353 @@
+"""From a YAML file to a :class:`~memhp.scenario.model.Scenario`; whatever is wrong is said with file and line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memhp.events import MemoryAction
+from memhp.kernel import Machine, OnlineType, PageKind, Rules
+from memhp.notifier import NOTIFY_OK
+from memhp.scenario.model import (
+    Allocate,
+    CallbackSpec,
+    Expectations,
+    MachineSpec,
+    Reaction,
+    Scenario,
+    Selection,
+    Step,
+    errno_number,
+    parse_answer,
+)
+from memhp.scenario.reader import Value, read_yaml
+from memhp.units import PAGE_SIZE, format_size, parse_ids, parse_size
+
+__all__ = ["load", "parse_rules"]
+
+_RULES = {rules.text: rules for rules in Rules}
+_ACTIONS = tuple(action.name for action in MemoryAction)
+_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor")
+_MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
+_NAME = re.compile(r"[A-Za-z_][\w-]*")
+_PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def load(path: str | os.PathLike[str]) -> Scenario:
+    """Read a scenario file.
+
+    Raises:
+        ScenarioError: the first thing that is wrong in it, with file, line, and what was expected there.
+    """
+    document = read_yaml(Path(path))
+    top = document.fields(("title", "about", "machine", "callbacks", "steps", "expect"), ("machine", "steps"))
+    callbacks = _callbacks(top["callbacks"]) if "callbacks" in top else ()
+    names = {callback.name for callback in callbacks}
+    return Scenario(
+        file=Path(path),
+        title=top["title"].text() if "title" in top else Path(path).stem,
+        about=top["about"].text().strip() if "about" in top else "",
+        machine=_machine(top["machine"]),
+        callbacks=callbacks,
+        steps=tuple(_step(number, value, names) for number, value in enumerate(top["steps"].elements(), 1)),
+        expect=_expectations(top["expect"]) if "expect" in top else None,
+    )
+
+
+def parse_rules(word: str) -> Rules | None:
+    """Give rules by the name that files and the command line use, or None."""
+    return _RULES.get(word)
+
+
+# -- the machine
+
+
+def _machine(value: Value) -> MachineSpec:
+    fields = value.fields(_MACHINE)
+    rules = _RULES[fields["rules"].choice(tuple(_RULES))] if "rules" in fields else Rules.DOCUMENTED
+    lock = fields["device_hotplug_lock"].boolean() if "device_hotplug_lock" in fields else True
+    source = fields["from"].text() if "from" in fields else ""
+    described = {name: given for name, given in fields.items() if name in _DESCRIPTION}
+    if source and described:
+        next(iter(described.values())).fail("either a description or `from`; put the description under `otherwise`")
+    if "otherwise" in fields:
+        if not source:
+            fields["otherwise"].fail("`otherwise` only beside `from`")
+        described = fields["otherwise"].fields(_DESCRIPTION, ("nodes",))
+    elif not source and "nodes" not in fields:
+        value.fail("a machine: `nodes`, or `from: host`, or `from: DIRECTORY`")
+    description = {name: given.plain() for name, given in described.items()}
+    _check_description(value, described, description, rules)
+    return MachineSpec(description, source, rules, lock)
+
+
+def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:
+    # Boot once now, so that a wrong machine is an error of the file, with its line.
+    if not description:
+        return
+    where = given.get("nodes", value)
+    for name in ("block_size", "room", "parameters", "nodes"):
+        if name in given:
+            where = given[name]
+            part = {key: description[key] for key in description if key in {"nodes", name}}
+            where.checked(lambda part=part: Machine.boot(**part, rules=rules))  # type: ignore[misc]
+
+
+# -- callbacks
+
+
+def _callbacks(value: Value) -> tuple[CallbackSpec, ...]:
+    return tuple(_callback(key, given) for key, given in value.items())
+
+
+def _callback(key: Value, value: Value) -> CallbackSpec:
+    name = _name(key)
+    fields = value.fields(("priority", "registered", "call", *_ACTIONS))
+    reactions = {MemoryAction[action]: _reaction(name, fields[action]) for action in _ACTIONS if action in fields}
+    call = fields["call"].text() if "call" in fields else ""
+    if call and (reactions or not re.fullmatch(r"[\w.]+:\w+", call)):
+        fields["call"].fail("module:function, and then no actions beside it")
+    priority = fields["priority"].number() if "priority" in fields else 0
+    if not -(2**31) <= priority < 2**31:
+        fields["priority"].fail("a whole number from -2147483648 to 2147483647")
+    registered = fields["registered"].boolean() if "registered" in fields else True
+    return CallbackSpec(name, key.line, priority, registered, reactions, call)
+
+
+def _reaction(callback: str, value: Value) -> Reaction:
+    if not value.is_mapping:
+        return Reaction(answer=_answer(value))
+    fields = value.fields(("answer", "raise", "delay", "free", "allocate", "times"))
+    free = fields.get("free")
+    names = () if free is None else tuple(_name(v) for v in free.elements()) if free.is_list else (_name(free),)
+    return Reaction(
+        answer=_answer(fields["answer"]) if "answer" in fields else NOTIFY_OK,
+        raises=fields["raise"].text() if "raise" in fields else "",
+        delay=_duration(fields["delay"]) if "delay" in fields else 0.0,
+        free=names,
+        allocate=_allocate(fields["allocate"], callback) if "allocate" in fields else None,
+        times=fields["times"].number() if "times" in fields else 0,
+    )
+
+
+def _answer(value: Value) -> Any:
+    answer = parse_answer(value.text())
+    if answer is None:
+        value.fail("an answer: DONE, OK, STOP, BAD, or an errno such as ENOMEM")
+    return answer
+
+
+def _duration(value: Value) -> float:
+    match = _DURATION.fullmatch(value.text())
+    if not match:
+        value.fail("a duration such as 5ms or 0.5s")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _name(value: Value) -> str:
+    if not _NAME.fullmatch(value.text()):
+        value.fail("a name: letters, digits, _ and -")
+    return value.text()
+
+
+def _allocate(value: Value, owner: str) -> Allocate:
+    fields = value.fields(("name", "size", "pages", "kind", "owner", "node", "blocks", "pinned"), ("name",))
+    if ("size" in fields) == ("pages" in fields):
+        value.fail("either size or pages")
+    nr_pages = fields["pages"].number() if "pages" in fields else fields["size"].parsed(parse_size) // PAGE_SIZE
+    if nr_pages < 1:
+        fields.get("pages", fields.get("size", value)).fail("at least one page (4 KiB)")
+    kinds = tuple(kind.value for kind in PageKind if kind is not PageKind.POISONED)
+    return Allocate(
+        name=_name(fields["name"]),
+        nr_pages=nr_pages,
+        kind=PageKind(fields["kind"].choice(kinds)) if "kind" in fields else PageKind.MOVABLE,
+        owner=fields["owner"].text() if "owner" in fields else owner,
+        node=fields["node"].number() if "node" in fields else None,
+        blocks=_selection(fields["blocks"]) if "blocks" in fields else None,
+        pinned=fields["pinned"].boolean() if "pinned" in fields else False,
+    )
+
+
+# -- steps
+
+
+def _step(number: int, value: Value, callbacks: set[str]) -> Step:
+    verbs = tuple(_STEPS)
+    found = [(key, given) for key, given in value.items() if key.text() in verbs]
+    value.fields((*verbs, "thread", "expect", "as"))
+    if len(found) != 1:
+        value.fail(f"one of the steps {', '.join(verbs)}, and at most thread, as, expect beside it")
+    key, given = found[0]
+    extra = {k.text(): v for k, v in value.items()}
+    arguments, shown = _STEPS[key.text()](given)
+    if key.text() in {"register", "unregister"} and arguments["name"] not in callbacks:
+        given.fail(f"the name of a callback: {', '.join(sorted(callbacks)) or 'there is none'}")
+    return Step(
+        number=number,
+        line=value.line,
+        verb=key.text(),
+        arguments=arguments,
+        thread=_name(extra["thread"]) if "thread" in extra else "",
+        shown=shown,
+        alias=_name(extra["as"]) if "as" in extra else "",
+        expect=_expectations(extra["expect"]) if "expect" in extra else None,
+    )
+
+
+Decoded = tuple[dict[str, Any], str]
+
+
+def _add(value: Value) -> Decoded:
+    fields = value.fields(("size", "node", "at"), ("size",))
+    size = fields["size"].parsed(parse_size)
+    node = fields["node"].number() if "node" in fields else 0
+    at = fields["at"].parsed(parse_size) if "at" in fields else None
+    return {"size": size, "node": node, "at": at}, f"add {format_size(size)} to node {node}"
+
+
+def _blocks_only(verb: str) -> Callable[[Value], Decoded]:
+    def decode(value: Value) -> Decoded:
+        return {"blocks": _selection(value)}, f"{verb} {_show(value)}"
+
+    return decode
+
+
+def _online(value: Value) -> Decoded:
+    if value.is_mapping:
+        known = ("online", "online_kernel", "online_movable")
+        kind = next((given for key, given in value.items() if key.text() == "type"), None)
+        word = kind.choice(known) if kind is not None else "online"
+        return {"blocks": _selection(value, ("type",)), "type": OnlineType(word)}, f"{word} {_show(value)}"
+    return {"blocks": _selection(value), "type": OnlineType.ONLINE}, f"online {_show(value)}"
+
+
+def _write(value: Value) -> Decoded:
+    fields = value.fields(("file", "text"), ("file", "text"))
+    file, text = fields["file"].text(), fields["text"].text()
+    return {"file": file, "text": text}, f"write {text!r} to {file}"
+
+
+def _read(value: Value) -> Decoded:
+    file = value.fields(("file",), ("file",))["file"].text() if value.is_mapping else value.text()
+    return {"file": file}, f"read {file}"
+
+
+def _allocate_step(value: Value) -> Decoded:
+    wanted = _allocate(value, "")
+    return {"wanted": wanted}, f"allocate {wanted.nr_pages} {wanted.kind.value} pages as {wanted.name}"
+
+
+def _named(verb: str) -> Callable[[Value], Decoded]:
+    def decode(value: Value) -> Decoded:
+        return {"name": _name(value)}, f"{verb} {value.text()}"
+
+    return decode
+
+
+def _note(value: Value) -> Decoded:
+    return {}, value.text()
+
+
+_STEPS: dict[str, Callable[[Value], Decoded]] = {
+    "add": _add,
+    "remove": _blocks_only("remove"),
+    "online": _online,
+    "offline": _blocks_only("offline"),
+    "write": _write,
+    "read": _read,
+    "allocate": _allocate_step,
+    "free": _named("free"),
+    "pin": _named("pin"),
+    "unpin": _named("unpin"),
+    "register": _named("register"),
+    "unregister": _named("unregister"),
+    "signal": _named("signal"),
+    "note": _note,
+}
+
+
+def _show(value: Value) -> str:
+    if not value.is_mapping:
+        return value.text()
+    shown = {key.text(): given.text() for key, given in value.items()}
+    shown.pop("type", None)
+    return ", ".join(f"{name} {text}" for name, text in shown.items())
+
+
+def _selection(value: Value, beside: tuple[str, ...] = ()) -> Selection:
+    if not value.is_mapping:
+        return _blocks(value)
+    fields = value.fields(("blocks", "size", "node", "among", *beside))
+    among = _name(fields["among"]) if "among" in fields else ""
+    node = fields["node"].number() if "node" in fields else None
+    if "size" in fields and "blocks" in fields:
+        fields["size"].fail("either blocks or size")
+    if "size" in fields:
+        size = fields["size"].parsed(parse_size)
+        if not size:
+            fields["size"].fail("a size above 0")
+        return Selection(size=size, among=among, node=node)
+    if "blocks" not in fields:
+        if node is None and not among:
+            value.fail("blocks: blocks, size, node or among")
+        return Selection(among=among, node=node)
+    chosen = _blocks(fields["blocks"])
+    if (node is not None or among) and not chosen.place:
+        fields["blocks"].fail("first or last beside node and among")
+    return Selection(chosen.ids, chosen.name, place=chosen.place, count=chosen.count, among=among, node=node)
+
+
+def _blocks(value: Value) -> Selection:
+    text = value.text().strip()
+    match = _PLACE.fullmatch(text)
+    if match:
+        count = int(match[2] or 1)
+        if not count:
+            value.fail("at least one block")
+        return Selection(place=match[1], count=count)
+    if _NAME.fullmatch(text):
+        return Selection(name=text)
+    ids = value.parsed(parse_ids)
+    if not ids:
+        value.fail("blocks such as 32-35,40, first 2, last, or a name given with `as`")
+    return Selection(ids=tuple(ids))
+
+
+# -- expectations
+
+
+def _expectations(value: Value) -> Expectations:
+    if not value.is_mapping:
+        return Expectations(value.line, result=_result(value))
+    fields = value.fields(("result", "text", "trace", "uevents", "files", "blocks", "lockdep"))
+    return Expectations(
+        line=value.line,
+        result=_result(fields["result"]) if "result" in fields else None,
+        text=fields["text"].text() if "text" in fields else None,
+        trace=_lines(fields.get("trace")),
+        uevents=_lines(fields.get("uevents")),
+        files=tuple((key.text(), given.text()) for key, given in fields["files"].items()) if "files" in fields else (),
+        blocks=tuple((_blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
+        lockdep=fields["lockdep"].number() if "lockdep" in fields else None,
+    )
+
+
+def _result(value: Value) -> str:
+    word = value.text()
+    if word != "ok" and not errno_number(word):
+        value.fail("ok, or the name of an errno such as EPERM")
+    return word
+
+
+def _state(value: Value) -> str:
+    return value.choice(("online", "offline", "going-offline", "absent"))
+
+
+def _lines(value: Value | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(" ".join(line.text().split()) for line in value.elements())

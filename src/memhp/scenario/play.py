@@ -1,0 +1,282 @@
+"""Playing a scenario: a stream of events, each a dictionary as ``memhp run --json`` prints it (docs/run-json.md)."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memhp.abi.paths import MEMORY
+from memhp.abi.tree import DirTree
+from memhp.abi.uevent import Uevent
+from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, ScenarioError, errno_name
+from memhp.kernel import Machine, Rules
+from memhp.notifier import Call, NotifierBlock
+from memhp.scenario.act import Actor
+from memhp.scenario.behaviours import Holdings, make_callback
+from memhp.scenario.crew import Crew
+from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.units import PAGE_SIZE, format_ids
+
+__all__ = ["Event", "Player"]
+
+Event = dict[str, Any]
+
+_MAIN = "main"
+
+
+class Player:
+    """Plays one scenario on a modelled machine.
+
+    Args:
+        scenario: what to play.
+        sink: called with each event, one at a time, in order.
+        rules: in place of the scenario's own.
+    """
+
+    def __init__(self, scenario: Scenario, sink: Callable[[Event], None], *, rules: Rules | None = None) -> None:
+        self._scenario = scenario
+        self._sink = sink
+        self._rules = rules or scenario.machine.rules
+        self._emitting = threading.Lock()
+        self._crew = Crew()
+        self._step: Step | None = None
+        self._results: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
+        self._trace: list[str] = []
+        self._uevents: list[str] = []
+        self._marks = (0, 0)
+        self._reports = 0
+        self._calls = 0
+        self.failures = 0
+        """How many expectations did not hold."""
+
+    def play(self) -> int:
+        """Play everything; gives the number of expectations that did not hold.
+
+        Raises:
+            ScenarioError: a step asks for what this machine doesn't have; with file and line.
+            InvalidInput: the machine can't be made (a wrong tree).
+        """
+        self._begin()
+        try:
+            for step in self._scenario.steps:
+                if not self._play_step(step):
+                    break
+            self._end()
+        finally:
+            self._release_everybody()
+            self._crew.dismiss()
+        return self.failures
+
+    # -- begin and end
+
+    def _begin(self) -> None:
+        scenario = self._scenario
+        machine = self.machine = self._make_machine()
+        holdings = Holdings(machine)
+        machine.memory_chain.observe(self._note_call)
+        machine.uevents.subscribe(self._note_uevent)
+        blocks = {
+            spec.name: NotifierBlock(
+                make_callback(spec, scenario.file, machine, holdings, self._note_deed), spec.priority, spec.name
+            )
+            for spec in scenario.callbacks
+        }
+        self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file)
+        self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._rules.text)
+        self._emit("machine", moment="before", source=self._source, **_picture(machine))
+        for spec in scenario.callbacks:
+            if spec.registered:
+                machine.memory_chain.register(blocks[spec.name])
+        listed = [{"name": block.name, "priority": block.priority} for block in machine.memory_chain.blocks]
+        self._emit("callbacks", registered=listed)
+
+    def _make_machine(self) -> Machine:
+        spec = self._scenario.machine
+        options: dict[str, Any] = {
+            "rules": self._rules,
+            "device_hotplug_lock": spec.device_hotplug_lock,
+            "lockdep": True,
+        }
+        if not spec.source:
+            self._source = "description"
+            return Machine.boot(**spec.description, **options)
+        root = Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source
+        tree = DirTree(root)
+        if spec.description and not tree.exists(MEMORY):
+            self._source = "description"
+            return Machine.boot(**spec.description, **options)
+        self._source = spec.source
+        return Machine.from_tree(tree, **options)
+
+    def _end(self) -> None:
+        for name, lock in self._crew.waiting().items():
+            self._fail(0, f"thread {name} still waits for {lock} at the end", "nobody waits", f"{name} waits for {lock}")
+        self._release_everybody()
+        self._crew.settle()
+        self._emit("machine", moment="after", source=self._source, **_picture(self.machine))
+        if self._scenario.expect is not None:
+            self._check(self._scenario.expect, list(self._trace), list(self._uevents))
+        self._emit("end", steps=len(self._results), calls=self._calls, failures=self.failures)
+
+    def _release_everybody(self) -> None:
+        # A signal ends waits for pages; whoever waits for a lock behind them goes on then.
+        for name in self._crew.waiting():
+            thread = self._crew.thread(name)
+            if thread is not None:
+                self.machine.send_signal(thread)
+
+    # -- one step
+
+    def _play_step(self, step: Step) -> bool:
+        self._step = step
+        self._marks = len(self._trace), len(self._uevents)
+        self._emit("step", number=step.number, line=step.line, verb=step.verb, thread=step.thread or _MAIN, text=step.shown)
+        self._crew.start(step.thread or _MAIN, lambda: self._perform(step))
+        self._crew.settle()
+        self._note_lockdep()
+        if not step.thread and step.number not in self._results:
+            waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._crew.waiting().items())
+            self._fail(step.line, "the step never ends; give it a thread of its own (thread: NAME)", "an end", waits)
+            return False
+        if step.expect is not None:
+            self._check(step.expect, self._trace[self._marks[0] :], self._uevents[self._marks[1] :], step)
+        return True
+
+    def _perform(self, step: Step) -> None:
+        result, message, text = "ok", "", ""
+        try:
+            text = self._actor.act(step)
+        except ScenarioError:
+            raise
+        except MemhpError as error:
+            result, message = _result_of(error), str(error)
+        self._texts[step.number] = text
+        self._results[step.number] = result
+        thread = step.thread or _MAIN
+        self._emit("result", number=step.number, thread=thread, result=result, message=message, text=text)
+        wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
+        if result != wanted:
+            self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
+
+    # -- what is noted
+
+    def _emit(self, event: str, /, **fields: Any) -> None:
+        with self._emitting:
+            self._sink({"event": event, **fields})
+
+    def _note_call(self, call: Call) -> None:
+        blocks = self._name_range(call.arg.start_pfn, call.arg.nr_pages)
+        answer = answer_name(call.answer) if call.answer is not None else f"raised {type(call.error).__name__}"
+        nids = f"({call.arg.status_change_nid_normal},{call.arg.status_change_nid})"
+        self._trace.append(f"{call.action.name}{nids} {blocks} {call.block.name}: {answer}")
+        self._calls += 1
+        self._emit(
+            "call",
+            action=call.action.name,
+            blocks=blocks,
+            start_pfn=call.arg.start_pfn,
+            nr_pages=call.arg.nr_pages,
+            status_change_nid_normal=call.arg.status_change_nid_normal,
+            status_change_nid=call.arg.status_change_nid,
+            callback=call.block.name,
+            priority=call.block.priority,
+            answer=answer,
+            error=str(call.error) if call.error is not None else None,
+            seconds=round(call.seconds, 9),
+            thread=threading.current_thread().name,
+        )
+
+    def _name_range(self, start_pfn: int, nr_pages: int) -> str:
+        first = start_pfn // self.machine.pages_per_block
+        last = (start_pfn + nr_pages - 1) // self.machine.pages_per_block
+        return f"memory{first}" if first == last else f"memory{first}-{last}"
+
+    def _note_uevent(self, uevent: Uevent) -> None:
+        self._uevents.append(str(uevent))
+        self._emit("uevent", action=uevent.action, devpath=uevent.devpath, subsystem=uevent.subsystem, seqnum=uevent.seqnum)
+
+    def _note_deed(self, callback: str, what: str) -> None:
+        self._emit("deed", callback=callback, text=what)
+
+    def _note_lockdep(self) -> None:
+        reports = self.machine.dep.reports if self.machine.dep is not None else []
+        for report in reports[self._reports :]:
+            self._emit("lockdep", kind=report.kind, classes=list(report.classes), text=str(report))
+        self._reports = len(reports)
+
+    # -- what should be
+
+    def _check(self, expect: Expectations, trace: list[str], uevents: list[str], step: Step | None = None) -> None:
+        if expect.trace is not None and list(expect.trace) != trace:
+            self._fail(expect.line, "trace", list(expect.trace), trace)
+        if expect.uevents is not None and list(expect.uevents) != uevents:
+            self._fail(expect.line, "uevents", list(expect.uevents), uevents)
+        if expect.text is not None and step is not None and expect.text.strip() != self._texts.get(step.number, "").strip():
+            self._fail(expect.line, f"text of step {step.number}", expect.text.strip(), self._texts.get(step.number, "").strip())
+        for path, text in expect.files:
+            self._check_file(expect, path, text)
+        for selection, state in expect.blocks:
+            self._check_blocks(expect, selection, state)
+        if expect.lockdep is not None and expect.lockdep != self._reports:
+            self._fail(expect.line, "lockdep reports", str(expect.lockdep), str(self._reports))
+
+    def _check_file(self, expect: Expectations, path: str, text: str) -> None:
+        try:
+            found = self.machine.tree.read(self._actor.path(path)).strip()
+        except HotplugError as error:
+            found = _result_of(error)
+        if found != text.strip():
+            self._fail(expect.line, path, text.strip(), found)
+
+    def _check_blocks(self, expect: Expectations, selection: Selection, state: str) -> None:
+        step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
+        for block_id in self._actor.resolve(step, selection, None):
+            block = self.machine.blocks.get(block_id)
+            found = "absent" if block is None else block.state.value
+            if found != state:
+                self._fail(expect.line, f"state of memory{block_id}", state, found)
+
+    def _fail(self, line: int, what: str, expected: str | list[str], actual: str | list[str], message: str = "") -> None:
+        self.failures += 1
+        diff: list[str] = []
+        if isinstance(expected, list) and isinstance(actual, list):
+            diff = [row.rstrip() for row in difflib.ndiff(expected, actual) if not row.startswith("?")]
+        self._emit(
+            "failure",
+            file=str(self._scenario.file),
+            line=line,
+            what=what,
+            expected=expected,
+            actual=actual,
+            diff=diff,
+            message=message,
+        )
+
+
+def _result_of(error: MemhpError) -> str:
+    if isinstance(error, HotplugError):
+        return errno_name(error.errno or 0)
+    return {DeadlockError: "EDEADLK", InvalidInput: "EINVAL"}.get(type(error), type(error).__name__)
+
+
+def _picture(machine: Machine) -> Event:
+    blocks = [
+        {
+            "id": block.id,
+            "node": block.nid,
+            "state": block.state.value,
+            "zones": sorted({zone.type.label for zone, _, _ in block.present}),
+            "used_pages": sum(extent.nr_pages for extent in block.used),
+        }
+        for block in sorted(machine.blocks.values(), key=lambda block: block.id)
+    ]
+    return {
+        "block_size": machine.block_size,
+        "memory": machine.memory_total // PAGE_SIZE * PAGE_SIZE,
+        "nodes": {state.value: format_ids(ids) for state, ids in machine.node_states.items()},
+        "blocks": blocks,
+    }
