@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from memhp import NOTIFY_OK, Machine, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules
+import pytest
+
+from memhp import NOTIFY_OK, HotplugError, Machine, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules
+from memhp.errors import errno_name
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -161,9 +165,11 @@ def snapshot(machine: Machine, *, files: bool = True) -> dict[str, object]:
 
 
 def tree_texts(machine: Machine, path: str = "/sys") -> dict[str, str]:
-    """Read every file below ``path``, and every link without following it."""
+    """Read every file below ``path`` but power management's, and every link without following it."""
     found: dict[str, str] = {}
     for name in machine.tree.list(path):
+        if name == "power":
+            continue
         place = f"{path}/{name}"
         try:
             found[place] = f"-> {machine.tree.readlink(place)}"
@@ -182,3 +188,29 @@ def _text(machine: Machine, path: str) -> str:
         return machine.tree.read(path)
     except OSError as error:
         return f"errno {error.errno}"
+
+
+@contextlib.contextmanager
+def another_reads(machine: Machine) -> Iterator[None]:
+    """Meanwhile another thread holds ``online_mems()``: whoever needs mem_hotplug_lock for writing would wait."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with machine.online_mems():
+            inside.set()
+            leave.wait(60)
+
+    reader = in_thread(read, "reader")
+    assert inside.wait(30)
+    try:
+        yield
+    finally:
+        leave.set()
+        reader.result()
+
+
+def refusal(request: Callable[..., object], *args: Any) -> str:
+    """Make a request that must fail, and name its errno: ``refusal(write, machine, "memory32/state", "online") == "EPERM"``."""
+    with pytest.raises(HotplugError) as caught:
+        request(*args)
+    return errno_name(caught.value.errno or 0)

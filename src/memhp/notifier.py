@@ -7,6 +7,7 @@ it. So NOTIFY_STOP ends the chain without an error, and an earlier callback's an
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("memhp.notifier")
+_counting = threading.Lock()
 
 NOTIFY_STOP_MASK = 0x8000
 """The bit of an answer that ends the chain."""
@@ -216,20 +218,25 @@ class NotifierChain:
         """The registered blocks in the order in which they are called."""
         return self._blocks
 
-    def register(self, block: NotifierBlock, *, unique_priority: bool = False) -> NotifierBlock:
+    def register(self, block: NotifierBlock, *, unique_priority: bool = False, unique_callback: bool = False) -> NotifierBlock:
         """Put the block behind all blocks of at least its priority; it waits for callbacks that run.
 
         Raises:
-            AlreadyRegistered: the block is on this or another chain; nothing changed.
+            AlreadyRegistered: the block is on this or another chain, or ``unique_callback`` and another block has the same
+                callback and priority; nothing changed.
             PriorityTaken: ``unique_priority`` and another block has the priority.
             DeadlockError: called from inside a callback of this chain.
         """
         with self._change("register", block):
             if block._chain is not None:  # noqa: SLF001 - the chain owns that field
                 raise AlreadyRegistered(f"{block} is already on {block._chain.name}", block)  # noqa: SLF001
-            if unique_priority and any(other.priority == block.priority for other in self._blocks):
-                taken = next(other for other in self._blocks if other.priority == block.priority)
-                raise PriorityTaken(f"priority {block.priority} of {block} is taken by {taken} on {self.name}", block)
+            for other in self._blocks:
+                if other.priority != block.priority:
+                    continue
+                if unique_priority:
+                    raise PriorityTaken(f"the priority of {block} is taken by {other} on {self.name}", block)
+                if unique_callback and other.callback == block.callback:
+                    raise AlreadyRegistered(f"{other} is already on {self.name}", other)
             place = sum(other.priority >= block.priority for other in self._blocks)
             self._blocks = (*self._blocks[:place], block, *self._blocks[place:])
             block._chain = self  # noqa: SLF001
@@ -295,8 +302,7 @@ class NotifierChain:
                 raise
             finally:
                 call = Call(action, arg, block, answer, error, time.perf_counter() - begin)
-                for observer in observers:
-                    observer(call)
+                _show(observers, call)
             return answer
 
         return observed
@@ -370,6 +376,16 @@ def _attributed(answer: NotifyResult, block: NotifierBlock | None, cause: BaseEx
     return result
 
 
+def _show(observers: tuple[Callable[[Call], None], ...], call: Call) -> None:
+    for observer in observers:
+        try:
+            observer(call)
+        except Exception:
+            # An observer is no participant: what it does wrong must not look like an answer.
+            _log.exception("observer %r raised", observer)
+
+
 def _report(block: NotifierBlock, action: Any, arg: Any, error: BaseException) -> None:
-    block.errors += 1
+    with _counting:
+        block.errors += 1
     _log.error("callback %s raised in %s %s; the chain goes on", block, getattr(action, "name", action), arg, exc_info=error)

@@ -149,9 +149,10 @@ class Text:
         return []
 
     def _said_uevents(self) -> list[str]:
-        # Uevents of one action for neighbouring devices make one line.
+        # Uevents of one action for devices of one kind make one line.
         lines: list[str] = []
-        for action, events in itertools.groupby(self._uevents, key=lambda event: event["action"]):
+        kinds = itertools.groupby(self._uevents, key=lambda event: (event["action"], event["devpath"].rpartition("/")[0]))
+        for (action, _), events in kinds:
             paths = [event["devpath"] for event in events]
             more = f" to {paths[-1].rpartition('/')[2]} ({len(paths)} of them)" if len(paths) > 1 else ""
             lines.append(f"   uevent {action}@{paths[0]}{more}")

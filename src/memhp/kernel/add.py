@@ -6,6 +6,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
+from memhp.abi.paths import MEMORY, NODE
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import device
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["add_memory", "remove_memory"]
 
 _log = logging.getLogger("memhp.kernel")
-_MAX_PHYSMEM = 1 << 46
-"""Where the addresses that x86-64 can map end (four levels of page tables)."""
 
 
 @requires("device_hotplug")
@@ -31,8 +30,8 @@ def add_memory(machine: Machine, nid: int, start: PhysAddr, size: int, name: str
     The node is the caller's word, whatever the address. When bringing a block online fails, the rest stays offline and
     the add is a success all the same, as in Linux (logged here).
     """
-    if not start < start + size <= _MAX_PHYSMEM:
-        message = f"{start:#x} + {size:#x} bytes is no range of memory that can be mapped (the end is {_MAX_PHYSMEM:#x})"
+    if not 0 <= start < start + size <= machine.mappable:
+        message = f"{start:#x} + {size:#x} bytes is no range of memory that can be mapped (the end is {machine.mappable:#x})"
         raise HotplugError(errno.E2BIG, message)
     claim = machine.iomem.request(start, size, name)
     try:
@@ -89,6 +88,7 @@ def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     with block.device_lock:
         block.removed = True
     del machine.blocks[block.id]
+    machine.power_control.pop(f"{MEMORY}/{block.name}/power", None)
     machine.uevents.emit("remove", block)
 
 
@@ -161,6 +161,7 @@ def _try_offline_node(machine: Machine, node: Node) -> None:
         return
     machine.node_states[NodeState.N_ONLINE].discard(node.nid)
     node.registered = False
+    machine.power_control.pop(f"{NODE}/node{node.nid}/power", None)
     with _node_lock(machine, node):
         pass
     machine.uevents.emit("remove", node)

@@ -166,6 +166,8 @@ class Plan:
     parameters: Parameters
     room_start: int
     room_size: int
+    physical_bits: int = 46
+    five_level_paging: bool = False
     cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """CPUs of each node, by node id."""
 

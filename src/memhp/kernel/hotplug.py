@@ -52,7 +52,8 @@ def _raise_refusal(machine: Machine, answer: NotifyResult | None, action: Memory
     if answer is None or answer.errno == 0:
         return
     block = machine.block_id_of(arg.start_pfn)
-    message = f"memory{block} {arg}: {answer.callback} refused {action.name} with {answer}; {holds}"
+    memory = format_mem(arg.start_pfn, arg.nr_pages)
+    message = f"memory{block} {memory}: {answer.callback} refused {action.name} with {answer}; {holds}"
     if answer.cause is not None:
         message += f" (it raised {type(answer.cause).__name__}: {answer.cause})"
     raise Vetoed(answer.errno, message, block=block, callback=answer.callback, action=action) from answer.cause
@@ -117,7 +118,7 @@ def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: 
     with machine.pages.lock:
         for block in blocks:
             block.present = tuple((zone, part, nr) for part, nr in block.ram)
-            zone.blocks[block.id] = block
+            zone.put(block)
             _adjust(zone, block, block.ram_pages)
     _set_masks(machine, arg)
 
@@ -256,7 +257,7 @@ def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: M
     with machine.pages.lock:
         for block in blocks:
             _adjust(zone, block, -block.ram_pages)
-            del zone.blocks[block.id]
+            zone.drop(block)
             block.present = ()
     _clear_masks(machine, arg)
 

@@ -28,7 +28,9 @@ class Resource:
 class Iomem:
     """The list of claimed ranges, ascending; iterate over it or print it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
+        """Bytes of addresses that there are."""
         self._resources: list[Resource] = []
 
     def __iter__(self) -> Iterator[Resource]:
@@ -41,9 +43,12 @@ class Iomem:
         """Claim a range.
 
         Raises:
-            HotplugError: EEXIST, naming the range that it overlaps.
+            HotplugError: EEXIST, naming the range that it overlaps; also for a range beyond the CPU's addresses, which the
+                kernel does not tell apart (observed on 6.1 and 6.12).
         """
         wanted = Resource(start, start + size - 1, name)
+        if wanted.end >= self.size:
+            raise HotplugError(errno.EEXIST, f"{wanted} is beyond the addresses that this CPU has, which end at {self.size:#x}")
         for resource in self._resources:
             if resource.start <= wanted.end and wanted.start <= resource.end:
                 raise HotplugError(errno.EEXIST, f"{wanted} overlaps {resource}")

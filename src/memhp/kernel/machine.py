@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from memhp.abi.tree import Tree
-from memhp.errors import AlreadyRegistered, HotplugError, InvalidInput
+from memhp.errors import HotplugError, InvalidInput
 from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import add, device
 from memhp.kernel import hotplug as core
@@ -83,17 +83,21 @@ class Machine:
         self.blocks: dict[int, MemoryBlock] = {}
         self.nodes: dict[int, Node] = {}
         self.node_states: dict[NodeState, set[int]] = {state: set() for state in NodeState}
-        self.iomem = Iomem()
+        self.iomem = Iomem(1 << plan.physical_bits)
+        self.mappable = 1 << (52 if plan.five_level_paging else 46)
+        """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
         self.firmware_map: list[tuple[int, int]] = []
         self.uevents = Uevents()
+        self.drivers_autoprobe: bool = True
+        self.power_control: dict[str, str] = {}
+        """What was written to a ``power/control``, by its directory."""
         self.pages = Pages(self)
         self.tree = SysfsTree(self)
-        self._registering = threading.Lock()
         self._online_mems: ReadSide = self.locks.mem_hotplug.read
         self._boot(plan)
 
     def __repr__(self) -> str:
-        online = sum(block.state is BlockState.ONLINE for block in list(self.blocks.values()))
+        online = sum(block.state is BlockState.ONLINE for block in self.blocks.copy().values())
         total = format_size(online * self.block_size)
         return f"<Machine {total} online in {online} of {len(self.blocks)} blocks, {self.rules.value.title}>"
 
@@ -108,6 +112,8 @@ class Machine:
         room: str | int | None = None,
         parameters: object = None,
         hypervisor: bool = True,
+        physical_bits: int = 46,
+        five_level_paging: bool = False,
         rules: Rules = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
         lockdep: bool = False,
@@ -121,6 +127,8 @@ class Machine:
             room: bytes of addresses for memory to add; as much as can be mapped by default.
             parameters: kernel parameters as a mapping (``{"memhp_default_state": "online"}``) or a command line.
             hypervisor: whether it is a VM, which matters for the default block size only.
+            physical_bits: how many bits of a physical address the CPU has; memory can't be claimed above.
+            five_level_paging: whether 2^52 bytes can be mapped, not 2^46.
             rules: the document, or a kernel.
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
             lockdep: watch the order of locks.
@@ -130,6 +138,9 @@ class Machine:
         """
         listed = [nodes] if isinstance(nodes, str | int) else nodes
         plan = plan_from_spec(listed, block_size=block_size, room=room, parameters=parameters, rules=rules, hypervisor=hypervisor)
+        if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
+            raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
+        plan.physical_bits, plan.five_level_paging = physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     @classmethod
@@ -175,7 +186,7 @@ class Machine:
                 zone.present += nr
                 zone.managed += nr
                 zone.present_early += nr
-                zone.blocks[block.id] = block
+                zone.put(block)
         for node in self.nodes.values():
             _set_boot_spans(node)
             self._set_boot_masks(node)
@@ -233,12 +244,7 @@ class Machine:
         """
         if callback is None:
             return lambda function: self.hotplug_memory_notifier(function, priority)
-        block = NotifierBlock(callback, priority)
-        with self._registering:
-            for other in self.memory_chain.blocks:
-                if other.callback == callback and other.priority == priority:
-                    raise AlreadyRegistered(f"{other} is registered already", other)
-            return self.memory_chain.register(block)
+        return self.memory_chain.register(NotifierBlock(callback, priority), unique_callback=True)
 
     def memory_notify(self, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
         """Tell the chain something (``drivers/base/memory.c``: ``memory_notify``); gives the last callback's answer."""

@@ -181,8 +181,9 @@ class Pages:
 
     def free_pages(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
         """Count the free pages of the blocks (all by default) that can be allocated now."""
-        chosen = self._machine.blocks.values() if blocks is None else blocks
-        return sum(self._free_in(block) for block in list(chosen) if _allocatable(block))
+        chosen = self._machine.blocks.copy().values() if blocks is None else blocks
+        with self.lock:
+            return sum(self._free_in(block) for block in chosen if _allocatable(block))
 
     def _notice(self) -> None:
         self.generation += 1
@@ -293,10 +294,7 @@ class Pages:
         for nid in nodes:
             for zone_type in range(first, -1, -1):
                 zone = self._machine.nodes[nid].zones[zone_type]
-                for block_id in sorted(zone.blocks):
-                    block = zone.blocks[block_id]
-                    if _allocatable(block):
-                        yield block
+                yield from (block for block in zone.ascending() if _allocatable(block))
 
     def _take(self, allocation: Allocation, nr_pages: int, blocks: Iterable[MemoryBlock]) -> None:
         missing = nr_pages
@@ -317,9 +315,37 @@ class Pages:
                 f"only {nr_pages - missing} are free where they may come from",
             )
         for block, start, size in taken:
-            extent = Extent(start, size, block, allocation)
-            bisect.insort(block.used, extent, key=lambda other: other.start_pfn)
-            allocation.extents.append(extent)
+            self.occupy(allocation, block, start, size)
+
+    def occupy(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int) -> None:
+        """Note that free pages are in use now. Called with the lock held."""
+        extent = Extent(start, nr_pages, block, allocation)
+        bisect.insort(block.used, extent, key=lambda other: other.start_pfn)
+        allocation.extents.append(extent)
+
+    def give_up(self, block: MemoryBlock, pfn: Pfn, *, hard: bool) -> Allocation | None:
+        """Free one page whoever has it: ``hard`` takes it from its owner, else what is in it moves elsewhere first.
+
+        Gives the owner if the page can't be had. Called with the lock held.
+        """
+        extent = next((extent for extent in block.used if extent.start_pfn <= pfn < extent.end_pfn), None)
+        if extent is None:
+            return None
+        allocation = extent.allocation
+        if allocation.kind is not PageKind.MOVABLE or (allocation.pins and not hard):
+            return allocation
+        if not hard:
+            elsewhere = [other for other in self._candidates(PageKind.MOVABLE, block.nid, None) if other is not block]
+            try:
+                self._take(allocation, 1, elsewhere)
+            except HotplugError:
+                return allocation
+        block.used.remove(extent)
+        allocation.extents.remove(extent)
+        for start, end in ((extent.start_pfn, pfn), (Pfn(pfn + 1), extent.end_pfn)):
+            if start < end:
+                self.occupy(allocation, block, start, end - start)
+        return None
 
     def _gaps(self, block: MemoryBlock) -> Iterator[tuple[Pfn, int]]:
         used = iter(block.used)

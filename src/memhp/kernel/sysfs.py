@@ -1,7 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
 Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages, meminfo, numastat, vmstat; everything outside the four directories.
+of a node's directory compact, hugepages, meminfo, memory_failure, numastat and vmstat; of a block's firmware_node; and
+everything outside the four directories.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import device
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
+from memhp.kernel.poison import hard_offline_page, soft_offline_page
 from memhp.kernel.zonechoice import valid_zones
 from memhp.kernel.zones import Node, NodeState
-from memhp.units import format_ids
+from memhp.units import Pfn, PhysAddr, addr_to_pfn, format_ids
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -139,7 +141,9 @@ class SysfsTree:
         if (maker := _FIXED.get(here)) is not None:
             return maker(machine)
         if place and place[-1] == "power":
-            return _Directory(None, _POWER)
+            return _Directory(None, _power_files(here), dict)
+        if place and place[-1] == "x86":
+            return _Directory(None, {}, dict)
         if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
             return _block_directory(machine, block)
         if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
@@ -312,11 +316,11 @@ def _node_named(machine: Machine, name: str) -> Node | None:
 
 def _node_directory(node: Node) -> _Directory:
     def links() -> dict[str, str]:
-        blocks = {block.name: f"../../memory/{block.name}" for block in list(node.linked.values())}
+        blocks = {block.name: f"../../memory/{block.name}" for block in node.linked.copy().values()}
         cpus = {f"cpu{number}": f"../../cpu/cpu{number}" for number in node.cpus}
         return {**blocks, **cpus, "subsystem": "../../../../bus/node"}
 
-    return _Directory(node, _NODE, links=links)
+    return _Directory(node, _NODE, lambda: {"power": None, "x86": None}, links)
 
 
 def _show_distance(machine: Machine, node: Node) -> str:
@@ -344,22 +348,53 @@ def _store_policy(machine: Machine, what: None, text: str) -> None:
 
 
 def _store_ratio(machine: Machine, what: None, text: str) -> None:
-    ratio = parse_uint(text.partition("\0")[0], "auto_movable_ratio")
-    if ratio >= 1 << 32:
-        raise HotplugError(errno.ERANGE, f"auto_movable_ratio: {ratio} does not fit in 32 bits")
-    machine.parameters.auto_movable_ratio = ratio
+    machine.parameters.auto_movable_ratio = _bounded(text, "auto_movable_ratio", 32)
 
 
 def _store_numa_aware(machine: Machine, what: None, text: str) -> None:
     machine.parameters.auto_movable_numa_aware = parse_bool(text, "auto_movable_numa_aware")
 
 
+def _bounded(text: str, where: str, bits: int) -> int:
+    number = parse_uint(text.partition("\0")[0], where)
+    if number >= 1 << bits:
+        raise HotplugError(errno.ERANGE, f"{where}: {number} does not fit in {bits} bits")
+    return number
+
+
+def _page_offliner(where: str, offline: Callable[[Machine, Pfn], None]) -> _Attribute:
+    def store(machine: Machine, what: None, text: str) -> None:
+        offline(machine, addr_to_pfn(PhysAddr(_bounded(text, where, 64))))
+
+    return _Attribute(0o200, None, store)
+
+
+def _store_autoprobe(machine: Machine, what: None, text: str) -> None:
+    machine.drivers_autoprobe = text[0] != "0"
+
+
+def _store_probe(machine: Machine, what: None, text: str) -> None:
+    # No driver binds to memory blocks, so naming a block that exists is all there is to it.
+    if _block_named(machine, sysfs_word(text)) is None:
+        raise HotplugError(errno.ENODEV, f"the bus has no device {text!r}")
+
+
+def _power_files(directory: str) -> dict[str, _Attribute]:
+    def store(machine: Machine, what: None, text: str) -> None:
+        if sysfs_word(text) not in {"on", "auto"}:
+            raise InvalidInput(text, "control", "on or auto")
+        machine.power_control[directory] = sysfs_word(text)
+
+    control = _Attribute(0o644, lambda machine, what: f"{machine.power_control.get(directory, 'auto')}\n", store)
+    return {**_POWER, "control": control}
+
+
 def _memory_directory(machine: Machine) -> _Directory:
     def directories() -> dict[str, None]:
-        return {"power": None, **dict.fromkeys(f"memory{number}" for number in list(machine.blocks))}
+        return {"power": None, **dict.fromkeys(f"memory{number}" for number in machine.blocks.copy())}
 
     rules = machine.rules.value
-    files = {**_MEMORY, **(_CRASH if rules.crash_hotplug else {})}
+    files = {**_MEMORY, **(_CRASH if rules.crash_hotplug else {}), **(_FAILURE if rules.memory_failure else {})}
     return _Directory(None, files, directories)
 
 
@@ -373,7 +408,7 @@ def _node_root(machine: Machine) -> _Directory:
 
 def _bus_devices(machine: Machine) -> _Directory:
     def links() -> dict[str, str]:
-        names = [block.name for block in list(machine.blocks.values())]
+        names = [block.name for block in machine.blocks.copy().values()]
         return {name: f"../../../devices/system/memory/{name}" for name in names}
 
     return _Directory(None, {}, dict, links)
@@ -410,6 +445,11 @@ _MEMORY = {
     "uevent": _uevent_of("/devices/system/memory", None),
 }
 
+_FAILURE = {
+    "soft_offline_page": _page_offliner("soft_offline_page", soft_offline_page),
+    "hard_offline_page": _page_offliner("hard_offline_page", hard_offline_page),
+}
+
 _CRASH = {"crash_hotplug": _constant("0\n")}
 
 _NODE_ROOT = {
@@ -419,8 +459,8 @@ _NODE_ROOT = {
 }
 
 _BUS_FILES = {
-    "drivers_autoprobe": _constant("1\n"),
-    "drivers_probe": _Attribute(0o200),
+    "drivers_autoprobe": _Attribute(0o644, lambda machine, what: f"{machine.drivers_autoprobe:d}\n", _store_autoprobe),
+    "drivers_probe": _Attribute(0o200, None, _store_probe),
     "uevent": _uevent_of("/bus/memory", "bus"),
 }
 
@@ -434,8 +474,7 @@ _PARAMETERS = {
 }
 
 _POWER = {
-    "autosuspend_delay_ms": _Attribute(0o444),
-    "control": _constant("auto\n"),
+    "autosuspend_delay_ms": _Attribute(0o644),
     "runtime_active_time": _constant("0\n"),
     "runtime_status": _constant("unsupported\n"),
     "runtime_suspended_time": _constant("0\n"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import threading
 from collections.abc import Callable, Iterator
 
@@ -13,13 +14,15 @@ from memhp.kernel.zones import Node
 __all__ = ["Uevents"]
 
 _KEPT = 4096
+_log = logging.getLogger("memhp.kernel")
 
 
 class Uevents:
     """A source of uevents; iterate over it for the last 4,096."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, so that a listener that causes another one gets it rather than a deadlock.
+        self._lock = threading.RLock()
         self._seqnum = 0
         self._kept: collections.deque[Uevent] = collections.deque(maxlen=_KEPT)
         self._listeners: tuple[Callable[[Uevent], None], ...] = ()
@@ -62,7 +65,11 @@ class Uevents:
             event = Uevent(action, devpath, subsystem, self._seqnum, extra)
             self._kept.append(event)
             for listener in self._listeners:
-                listener(event)
+                try:
+                    listener(event)
+                except Exception:
+                    # The change has happened; a listener's fault must not undo half of it.
+                    _log.exception("listener %r raised at %s", listener, event)
 
 
 def _address(device: MemoryBlock | Node | str, subsystem: str) -> tuple[str, str]:

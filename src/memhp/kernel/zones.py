@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from memhp.units import Pfn
@@ -54,7 +56,7 @@ class Zone:
     only when the block at one of its ends leaves (``mm/memory_hotplug.c``: ``resize_zone_range``, ``shrink_zone_span``).
     """
 
-    __slots__ = ("blocks", "managed", "nid", "present", "present_early", "spanned", "start_pfn", "type")
+    __slots__ = ("_ids", "blocks", "managed", "nid", "present", "present_early", "spanned", "start_pfn", "type")
 
     def __init__(self, nid: int, kind: ZoneType) -> None:
         self.nid = nid
@@ -65,7 +67,8 @@ class Zone:
         self.present_early = 0
         self.managed = 0
         self.blocks: dict[int, MemoryBlock] = {}
-        """The blocks with pages in it, by id."""
+        """The blocks with pages in it, by id; changed by :meth:`put` and :meth:`drop` only."""
+        self._ids: list[int] = []
 
     def __repr__(self) -> str:
         return f"<Zone node{self.nid} {self.type.label} start={self.start_pfn:#x} spanned={self.spanned:#x}>"
@@ -107,13 +110,24 @@ class Zone:
             return
         first, end = self.start_pfn, self.end_pfn
         if at_start:
-            first = self.blocks[self._nearest(upward=True)].first_pfn_in(self)
+            first = self.blocks[self._ids[0]].first_pfn_in(self)
         else:
-            end = self.blocks[self._nearest(upward=False)].end_pfn_in(self)
+            end = self.blocks[self._ids[-1]].end_pfn_in(self)
         self.start_pfn, self.spanned = first, end - first
 
-    def _nearest(self, *, upward: bool) -> int:
-        return min(self.blocks) if upward else max(self.blocks)
+    def put(self, block: MemoryBlock) -> None:
+        """Take a block in."""
+        self.blocks[block.id] = block
+        bisect.insort(self._ids, block.id)
+
+    def drop(self, block: MemoryBlock) -> None:
+        """Let a block go."""
+        del self.blocks[block.id]
+        del self._ids[bisect.bisect_left(self._ids, block.id)]
+
+    def ascending(self) -> Iterator[MemoryBlock]:
+        """Give its blocks in the order of their addresses."""
+        return (self.blocks[block_id] for block_id in self._ids)
 
 
 class Node:

@@ -18,19 +18,30 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Protocol
 
+from memhp.locking.switch import Mode
+
 if TYPE_CHECKING:
-    from memhp.locking.switch import Held, Mode, Task
+    from memhp.locking.switch import Held, Task
 
 __all__ = ["Edge", "Lockdep", "Report", "Site"]
 
 _log = logging.getLogger("memhp.lockdep")
 _STACK_DEPTH = 24
-_READ = "READ"
+_MAX_CHAINS = 1 << 16
 
 
 class _Lock(Protocol):
     name: str
     lock_class: str
+    serial: int
+
+
+_serials = itertools.count(1)
+
+
+def next_serial() -> int:
+    """Give a number that no other lock has had; an ``id()`` would come back after its lock is gone."""
+    return next(_serials)
 
 
 class Site:
@@ -41,18 +52,17 @@ class Site:
     def __init__(self) -> None:
         frames: list[tuple[CodeType, int]] = []
         frame = sys._getframe(1)  # noqa: SLF001 - a stack for every acquisition must be cheap
-        while frame is not None and len(frames) < _STACK_DEPTH:
-            code = frame.f_code
-            if not code.co_filename.startswith(_HERE):
-                frames.append((code, frame.f_lineno))
+        while len(frames) < _STACK_DEPTH:
+            frames.append((frame.f_code, frame.f_lineno))
             if frame.f_back is None:
                 break
             frame = frame.f_back
-        self.frames = tuple(frames)
+        self.frames = frames
 
     def lines(self) -> list[str]:
-        """Give the stack innermost first, a line a frame: ``function() at file:line``."""
-        return [f"{code.co_qualname}() at {_short(code.co_filename)}:{line}" for code, line in self.frames]
+        """Give the stack innermost first, a line a frame, without the locks' own: ``function() at file:line``."""
+        shown = [(code, line) for code, line in self.frames if not code.co_filename.startswith(_HERE)]
+        return [f"{code.co_qualname}() at {_short(code.co_filename)}:{line}" for code, line in shown]
 
 
 _HERE = __file__.rsplit("/", 1)[0] + "/"
@@ -63,7 +73,7 @@ def _short(file: str) -> str:
     return file.removeprefix(root)
 
 
-Gates = frozenset[tuple[_Lock, str]]
+Gates = frozenset[tuple[_Lock, Mode]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +81,10 @@ class Edge:
     """``after`` was taken while ``before`` was held; both stacks, and what was held around both."""
 
     before: _Lock
-    before_mode: str
+    before_mode: Mode
     before_site: Site | None
     after: _Lock
-    after_mode: str
+    after_mode: Mode
     after_site: Site
     task: str
     gates: Gates
@@ -165,8 +175,8 @@ def _banner(title: str) -> Iterator[str]:
     yield "-" * len(title)
 
 
-def _tag(mode: str) -> str:
-    return "{read}" if mode == _READ else "{write}"
+def _tag(mode: Mode) -> str:
+    return "{read}" if mode is Mode.READ else "{write}"
 
 
 def _indent(site: Site | None) -> Iterator[str]:
@@ -183,28 +193,34 @@ class Lockdep:
         self._edges: dict[str, dict[str, list[Edge]]] = {}
         self._written: set[str] = set()
         self._reported: set[frozenset[str]] = set()
+        self._chains: set[tuple[object, ...]] = set()
 
     def before(self, task: Task, lock: _Lock, mode: Mode) -> Site:
         """Check the order of an acquisition that may wait, before it waits."""
         site = Site()
         held = task.held
-        if not held and (mode.name == _READ or lock.lock_class in self._written):
+        # The same locks in the same order were looked at before: nothing new can come of it (the kernel's chain cache).
+        chain = (lock.serial, mode, *[part for one in held for part in (one.lock.serial, one.mode)])
+        if chain in self._chains:
             return site
         with self._lock:
-            if mode.name != _READ:
+            if len(self._chains) >= _MAX_CHAINS:
+                self._chains.clear()
+            self._chains.add(chain)
+            if mode is Mode.WRITE:
                 self._note_written(task, lock.lock_class)
             for index, outer in enumerate(held):
-                self._depend(task, index, outer, lock, mode.name, site)
+                self._depend(task, index, outer, lock, mode, site)
         return site
 
     def trylock(self, task: Task, lock: _Lock) -> Site:
         """Note a successful trylock: it could not wait, so nothing leads to it; it is held from now on all the same."""
         return Site()
 
-    def _depend(self, task: Task, index: int, outer: Held, lock: _Lock, mode: str, site: Site) -> None:
-        prev: _Lock = outer.lock  # type: ignore[assignment] # every lock that can be held has a class
-        gates = frozenset((held.lock, held.mode.name) for held in task.held[:index])
-        edge = Edge(prev, outer.mode.name, outer.site, lock, mode, site, task.name, gates)  # type: ignore[arg-type]
+    def _depend(self, task: Task, index: int, outer: Held, lock: _Lock, mode: Mode, site: Site) -> None:
+        prev = outer.lock
+        gates = frozenset((held.lock, held.mode) for held in task.held[:index])
+        edge = Edge(prev, outer.mode, outer.site, lock, mode, site, task.name, gates)
         if prev.lock_class == lock.lock_class:
             self._report("recursive", (edge,), task)
             return
@@ -238,7 +254,7 @@ class Lockdep:
         return all(
             edge.before.lock_class in self._written
             for previous, edge in zip((cycle[-1], *cycle[:-1]), cycle, strict=True)
-            if previous.after_mode == edge.before_mode == _READ
+            if previous.after_mode == edge.before_mode is Mode.READ
         )
 
     def _note_written(self, task: Task, lock_class: str) -> None:
@@ -263,7 +279,7 @@ class Lockdep:
 
 def _covers(known: Edge, new: Edge) -> bool:
     # The known edge allows every cycle that the new one would.
-    same_modes = known.before_mode == new.before_mode and known.after_mode == new.after_mode
+    same_modes = known.before_mode is new.before_mode and known.after_mode is new.after_mode
     return same_modes and known.gates <= new.gates
 
 
@@ -272,5 +288,5 @@ def _gated(a: Edge, b: Edge) -> bool:
     return any(lock in modes and _excludes(modes[lock], mode) for lock, mode in b.gates)
 
 
-def _excludes(a: str, b: str) -> bool:
-    return not a == b == _READ
+def _excludes(a: Mode, b: Mode) -> bool:
+    return not (a is b is Mode.READ)

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from memhp.errors import LockError
 from memhp.locking import switch
-from memhp.locking.lockdep import Lockdep
+from memhp.locking.lockdep import Lockdep, next_serial
 from memhp.locking.switch import Held, Mode, Op, Task, Waiter
 
 __all__ = ["Mutex", "WaitQueue"]
@@ -21,11 +21,12 @@ class Mutex:
     ``with mutex:`` takes and releases.
     """
 
-    __slots__ = ("_free", "_queue", "dep", "lock_class", "name", "owner")
+    __slots__ = ("_free", "_queue", "dep", "lock_class", "name", "owner", "serial")
 
     def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None) -> None:
         self.name = name
         self.lock_class = lock_class or name
+        self.serial = next_serial()
         self.dep = dep
         self.owner: Task | None = None
         # Made when somebody first waits: most device locks never see a second task.

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from memhp.errors import DeadlockError, LockError
 from memhp.locking import switch
-from memhp.locking.lockdep import Lockdep
+from memhp.locking.lockdep import Lockdep, next_serial
 from memhp.locking.mutex import drop_held
 from memhp.locking.switch import Held, Mode, Op, Task, Waiter
 
@@ -58,6 +58,7 @@ class PercpuRwSemaphore:
     def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, gil: bool | None = None) -> None:
         self.name = name
         self.lock_class = lock_class or name
+        self.serial = next_serial()
         self.dep = dep
         self.writer: Task | None = None
         """The task that writes, or has stopped new readers in order to write."""

@@ -54,10 +54,20 @@ class Op(enum.Enum):
     WAKE = "wake"
 
 
+class Lock(Protocol):
+    """What a task can hold."""
+
+    name: str
+    lock_class: str
+    """Its class, to lockdep: locks with one role share it."""
+    serial: int
+    """Its own number, never used again."""
+
+
 class Held(NamedTuple):
     """One lock that a task holds; ``site`` is where it was taken, kept only while lockdep is on."""
 
-    lock: Waitable
+    lock: Lock
     mode: Mode
     site: Site | None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from memhp.scenario.crew import Crew
 
 __all__ = ["Actor"]
+
+_ALIAS = re.compile(r"\$([A-Za-z_][\w-]*)")
 
 
 class Actor:
@@ -58,10 +61,12 @@ class Actor:
 
     def path(self, file: str) -> str:
         """Give the absolute path of a file; relative ones are in the memory directory, ``$name`` is a block."""
-        for name, ids in self._aliases.items():
-            if ids:
-                file = file.replace(f"${name}", f"memory{ids[0]}")
+        file = _ALIAS.sub(self._first_block, file)
         return file if file.startswith("/") else f"{MEMORY}/{file}"
+
+    def _first_block(self, match: re.Match[str]) -> str:
+        ids = self._aliases.get(match[1])
+        return f"memory{ids[0]}" if ids else match[0]
 
     def resolve(self, step: Step, selection: Selection, state: BlockState | None) -> list[int]:
         """Give the ids of the blocks that are meant; of those in ``state`` where the selection is by size or place."""
@@ -70,7 +75,7 @@ class Actor:
         if selection.ids:
             return list(selection.ids)
         among = set(self._named(step, selection.among) if selection.among else self._machine.blocks)
-        blocks = [block for number, block in sorted(self._machine.blocks.items()) if number in among]
+        blocks = [block for number, block in sorted(self._machine.blocks.copy().items()) if number in among]
         fits = [block for block in blocks if _fits(block, selection, state)]
         if selection.size:
             count = -(-selection.size // self._machine.block_size)

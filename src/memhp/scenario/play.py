@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ __all__ = ["Event", "Player"]
 Event = dict[str, Any]
 
 _MAIN = "main"
+_READER = "(expectations)"
+"""The thread that reads files for expectations: no step can have this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    # How a step ended.
+    step: Step
+    result: str
+    message: str
+    text: str
 
 
 class Player:
@@ -42,9 +54,8 @@ class Player:
         self._rules = rules or scenario.machine.rules
         self._emitting = threading.Lock()
         self._crew = Crew()
-        self._step: Step | None = None
-        self._results: dict[int, str] = {}
-        self._texts: dict[int, str] = {}
+        self._ended: dict[int, _Outcome] = {}
+        self._unsaid: list[_Outcome] = []
         self._trace: list[str] = []
         self._uevents: list[str] = []
         self._marks = (0, 0)
@@ -67,7 +78,7 @@ class Player:
                     break
             self._end()
         finally:
-            self._release_everybody()
+            self._signal_everybody()
             self._crew.dismiss()
         return self.failures
 
@@ -106,40 +117,51 @@ class Player:
             return Machine.boot(**spec.description, **options)
         root = Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source
         tree = DirTree(root)
-        if spec.description and not tree.exists(MEMORY):
+        if spec.description and not tree.exists(f"{MEMORY}/block_size_bytes"):
             self._source = "description"
             return Machine.boot(**spec.description, **options)
         self._source = spec.source
         return Machine.from_tree(tree, **options)
 
     def _end(self) -> None:
-        for name, lock in self._crew.waiting().items():
+        for name, lock in self._waiting().items():
             self._fail(0, f"thread {name} still waits for {lock} at the end", "nobody waits", f"{name} waits for {lock}")
         self._release_everybody()
-        self._crew.settle()
+        self._say_results(compare=False)
+        self._note_lockdep()
         self._emit("machine", moment="after", source=self._source, **_picture(self.machine))
         if self._scenario.expect is not None:
             self._check(self._scenario.expect, list(self._trace), list(self._uevents))
-        self._emit("end", steps=len(self._results), calls=self._calls, failures=self.failures)
+        self._emit("end", steps=len(self._ended), calls=self._calls, failures=self.failures)
 
     def _release_everybody(self) -> None:
-        # A signal ends waits for pages; whoever waits for a lock behind them goes on then.
+        # A signal ends a wait for pages; who waited for a lock behind it may then wait for pages itself.
+        released = -1
+        while self._crew.waiting() and released != len(self._ended):
+            released = len(self._ended)
+            self._signal_everybody()
+            self._crew.settle()
+
+    def _signal_everybody(self) -> None:
         for name in self._crew.waiting():
             thread = self._crew.thread(name)
             if thread is not None:
                 self.machine.send_signal(thread)
 
+    def _waiting(self) -> dict[str, str]:
+        return {name: lock for name, lock in self._crew.waiting().items() if name != _READER}
+
     # -- one step
 
     def _play_step(self, step: Step) -> bool:
-        self._step = step
         self._marks = len(self._trace), len(self._uevents)
         self._emit("step", number=step.number, line=step.line, verb=step.verb, thread=step.thread or _MAIN, text=step.shown)
         self._crew.start(step.thread or _MAIN, lambda: self._perform(step))
         self._crew.settle()
+        self._say_results()
         self._note_lockdep()
-        if not step.thread and step.number not in self._results:
-            waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._crew.waiting().items())
+        if not step.thread and step.number not in self._ended:
+            waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._waiting().items())
             self._fail(step.line, "the step never ends; give it a thread of its own (thread: NAME)", "an end", waits)
             return False
         if step.expect is not None:
@@ -153,14 +175,26 @@ class Player:
         except ScenarioError:
             raise
         except MemhpError as error:
-            result, message = _result_of(error), str(error)
-        self._texts[step.number] = text
-        self._results[step.number] = result
-        thread = step.thread or _MAIN
-        self._emit("result", number=step.number, thread=thread, result=result, message=message, text=text)
-        wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
-        if result != wanted:
-            self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
+            result, message = _result_of(error), getattr(error, "strerror", None) or str(error)
+        outcome = self._ended[step.number] = _Outcome(step, result, message, text)
+        self._unsaid.append(outcome)
+
+    def _say_results(self, *, compare: bool = True) -> None:
+        # Said when everybody is at rest and in the order of the steps, so that a scenario always reads the same.
+        outcomes, self._unsaid = self._unsaid, []
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.step.number):
+            step, result, message = outcome.step, outcome.result, outcome.message
+            self._emit(
+                "result",
+                number=step.number,
+                thread=step.thread or _MAIN,
+                result=result,
+                message=message,
+                text=outcome.text,
+            )
+            wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
+            if compare and result != wanted:
+                self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
 
     # -- what is noted
 
@@ -215,8 +249,8 @@ class Player:
             self._fail(expect.line, "trace", list(expect.trace), trace)
         if expect.uevents is not None and list(expect.uevents) != uevents:
             self._fail(expect.line, "uevents", list(expect.uevents), uevents)
-        if expect.text is not None and step is not None and expect.text.strip() != self._texts.get(step.number, "").strip():
-            self._fail(expect.line, f"text of step {step.number}", expect.text.strip(), self._texts.get(step.number, "").strip())
+        if expect.text is not None and step is not None:
+            self._check_text(expect, step, expect.text.strip())
         for path, text in expect.files:
             self._check_file(expect, path, text)
         for selection, state in expect.blocks:
@@ -224,13 +258,26 @@ class Player:
         if expect.lockdep is not None and expect.lockdep != self._reports:
             self._fail(expect.line, "lockdep reports", str(expect.lockdep), str(self._reports))
 
+    def _check_text(self, expect: Expectations, step: Step, text: str) -> None:
+        outcome = self._ended.get(step.number)
+        found = "" if outcome is None else outcome.text.strip()
+        if found != text:
+            self._fail(expect.line, f"text of step {step.number}", text, found)
+
     def _check_file(self, expect: Expectations, path: str, text: str) -> None:
+        found: list[str] = []
+        # In a thread, because `online` can't be read while its block changes: its reader waits for the block's lock.
+        self._crew.start(_READER, lambda: found.append(self._text_of(path)))
+        self._crew.settle()
+        said = found[0] if found else f"no answer: its reader waits for {self._crew.waiting().get(_READER)}"
+        if said != text.strip():
+            self._fail(expect.line, path, text.strip(), said)
+
+    def _text_of(self, path: str) -> str:
         try:
-            found = self.machine.tree.read(self._actor.path(path)).strip()
+            return self.machine.tree.read(self._actor.path(path)).strip()
         except HotplugError as error:
-            found = _result_of(error)
-        if found != text.strip():
-            self._fail(expect.line, path, text.strip(), found)
+            return _result_of(error)
 
     def _check_blocks(self, expect: Expectations, selection: Selection, state: str) -> None:
         step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
@@ -272,7 +319,7 @@ def _picture(machine: Machine) -> Event:
             "zones": sorted({zone.type.label for zone, _, _ in block.present}),
             "used_pages": sum(extent.nr_pages for extent in block.used),
         }
-        for block in sorted(machine.blocks.values(), key=lambda block: block.id)
+        for block in sorted(machine.blocks.copy().values(), key=lambda block: block.id)
     ]
     return {
         "block_size": machine.block_size,
