@@ -9,7 +9,6 @@ test: setup
 	.venv/bin/python -m pytest
 
 bench: setup
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	.venv/bin/python -m bench
 
 lint: setup

@@ -321,7 +321,10 @@ class NotifierChain:
         answer = NOTIFY_DONE
         block: NotifierBlock | None = None
         interrupt: BaseException | None = None
-        with self.rwsem.read:
+        # Called by name, not by `with`: the interpreter inlines the one and not the other.
+        read = self.rwsem.read
+        read.__enter__()
+        try:
             entries = iter(self._entries)
             while True:
                 try:
@@ -341,6 +344,8 @@ class NotifierChain:
                     interrupt = interrupt if isinstance(error, Exception) else error
                     _report(block, action, arg, error)
                     answer = NOTIFY_DONE
+        finally:
+            read.__exit__(None, None, None)
         if interrupt is not None:
             raise interrupt
         return answer if answer is NOTIFY_OK or answer is NOTIFY_DONE else _attributed(answer, block, None)

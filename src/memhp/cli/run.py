@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memhp.errors import InvalidInput
@@ -26,15 +27,13 @@ _MAX_CELLS = 512
 
 def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
     """Play the scenario in ``file``; gives the exit code."""
-    # What callbacks raise is an event of the run; the library's log would say it a second time.
-    logging.getLogger("memhp").addHandler(logging.NullHandler())
-    logging.getLogger("memhp").propagate = False
     try:
         chosen = None if rules is None else parse_rules(rules)
         if rules is not None and chosen is None:
             raise InvalidInput(rules, "--rules", "documented, 6.1 or 6.12")
         sink = _json_line if as_json else _quiet(Text().show) if quiet else Text().show
-        failures = Player(load(file), sink, rules=chosen).play()
+        with _without_log():
+            failures = Player(load(file), sink, rules=chosen).play()
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -46,6 +45,20 @@ def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
         print("memhp: interrupted", file=sys.stderr)
         return 130
     return FAILED if failures else HELD
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    # What callbacks raise is an event of the run; the library's log would say it a second time.
+    log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
+    before = log.propagate
+    log.addHandler(nowhere)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.propagate = before
+        log.removeHandler(nowhere)
 
 
 def _json_line(event: Event) -> None:
@@ -166,7 +179,8 @@ class Text:
         if event["result"] == "ok":
             text = event["text"].strip()
             return [f"   = done{thread}{f': {text}' if text else ''}"]
-        return [f"   = {self._paint(event['result'], '31')}{thread}: {event['message']}"]
+        message = event["message"].replace("\n", "\n     ")
+        return [f"   = {self._paint(event['result'], '31')}{thread}: {message}"]
 
     def _lockdep(self, event: Event) -> list[str]:
         return [f"   | {line}".rstrip() for line in event["text"].splitlines()]

@@ -1,22 +1,30 @@
-"""How a machine begins: from a spec, or from the files of a real one. Both become the same plan."""
+"""How a machine begins: a plan, and how one is made from a description."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from memhp.abi.formats import parse_bool, parse_hex, parse_uint
-from memhp.abi.paths import MEMORY, NODE, PARAMETERS
-from memhp.abi.tree import Tree
+from memhp.abi.formats import parse_bool, parse_uint
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState, OnlineType
 from memhp.kernel.rules import Rules
 from memhp.kernel.zones import ARCH_LIMITS, ZoneType
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_ids, format_size, parse_ids, parse_size
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_size, parse_size
 
-__all__ = ["BootBlock", "NodeSpec", "Parameters", "Plan", "default_block_size", "plan_from_spec", "plan_from_tree"]
+__all__ = [
+    "BootBlock",
+    "NodeSpec",
+    "Parameters",
+    "Plan",
+    "default_block_size",
+    "online_type_of",
+    "parse_policy",
+    "plan_from_spec",
+    "room_start",
+    "without_gaps",
+    "zones_of",
+]
 
 Ram = tuple[tuple[Pfn, int], ...]
 
@@ -94,21 +102,26 @@ class Parameters:
             for word in value.split():
                 name, _, text = word.partition("=")
                 try:
-                    parameters._set(name, text if "=" in word else "y")
+                    parameters.set(name, text if "=" in word else "y")
                 except InvalidInput:
                     continue
             return parameters
         if not isinstance(value, Mapping):
             raise InvalidInput(value, "parameters", "a mapping of names to values, or a kernel command line")
         for name, given in value.items():
-            parameters._set(str(name), _as_text(given))
+            parameters.set(str(name), _as_text(given))
         return parameters
 
-    def _set(self, name: str, text: str) -> None:
+    def set(self, name: str, text: str) -> None:
+        """Set one parameter from text.
+
+        Raises:
+            InvalidInput: an unknown name or a malformed value.
+        """
         where = f"parameters: {name}"
         short = name.removeprefix("memory_hotplug.")
         if name == "memhp_default_state":
-            self.auto_online_blocks = _online_type(text, where)
+            self.auto_online_blocks = online_type_of(text, where)
         elif name == "movable_node":
             self.movable_node = parse_bool(text, where)
         elif short == "online_policy":
@@ -126,7 +139,12 @@ def _as_text(value: object) -> str:
     return {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value)
 
 
-def _online_type(text: str, where: str) -> OnlineType:
+def online_type_of(text: str, where: str) -> OnlineType:
+    """Read one of the four words of ``auto_online_blocks``.
+
+    Raises:
+        InvalidInput: another word.
+    """
     try:
         return OnlineType(text)
     except ValueError:
@@ -186,6 +204,12 @@ def default_block_size(ram_end: int, *, hypervisor: bool = True) -> int:
     return size
 
 
+def room_start(ram_end: int, block_size: int) -> int:
+    """Say where the room for new memory begins: above RAM and above 4 GiB, on a GiB and a block (as QEMU has it)."""
+    unit = max(_GIB, block_size)
+    return max(_HOLE_END, -(-ram_end // unit) * unit)
+
+
 # -- from a spec
 
 
@@ -212,14 +236,14 @@ def plan_from_spec(
     size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
     if size < SECTION_SIZE or size & (size - 1):
         raise InvalidInput(block_size, "block_size", f"a power of two of at least {format_size(SECTION_SIZE)}")
-    room_start = max(_HOLE_END, -(-ram_end // max(_GIB, size)) * max(_GIB, size))
+    begin = room_start(ram_end, size)
     return Plan(
         block_size=size,
         nodes=list(specs),
         blocks=_blocks_of_ranges(ranges, size),
         parameters=Parameters.of(parameters, rules),
-        room_start=room_start,
-        room_size=parse_size(room, "room") if room is not None else (1 << 46) - room_start,
+        room_start=begin,
+        room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
         cpu_ids=_number_cpus(specs),
     )
 
@@ -249,12 +273,13 @@ def _blocks_of_ranges(ranges: list[tuple[int, int, int]], size: int) -> list[Boo
     for number, inside in sorted(parts.items()):
         if len({nid for nid, _, _ in inside}) > 1:
             raise InvalidInput(format_size(size), "block_size", f"nodes that begin on a block boundary (block {number} has two)")
-        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in _without_gaps(inside) if b > a)
+        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in without_gaps(inside) if b > a)
         blocks.append(BootBlock(BlockId(number), inside[0][0], ram))
     return blocks
 
 
-def _without_gaps(parts: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def without_gaps(parts: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Cut out of (node, start, end) ranges what a PC's firmware keeps of the first MiB."""
     for gap_start, gap_end in _LEGACY_GAPS:
         cut = []
         for nid, start, end in parts:
@@ -270,158 +295,6 @@ def _number_cpus(specs: Sequence[NodeSpec]) -> dict[int, tuple[int, ...]]:
         numbered[nid] = tuple(range(first, first + spec.cpus))
         first += spec.cpus
     return numbered
-
-
-# -- from the files of a real machine
-
-
-_BLOCK_NAME = re.compile(r"memory(\d+)")
-_NODE_NAME = re.compile(r"node(\d+)")
-
-
-def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
-    """Read blocks, states, zones, nodes and parameters from a live /sys or a copy of it; needs no privilege.
-
-    Whether a block has holes is not in these files, so each is taken as full, but for the gaps that the first MiB of a PC
-    always has.
-
-    Raises:
-        InvalidInput: a file is missing or malformed; the error names it.
-    """
-    size = _read(tree, f"{MEMORY}/block_size_bytes", parse_hex)
-    if size < PAGE_SIZE or size & (size - 1):
-        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", "a power of two")
-    if size < SECTION_SIZE:
-        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", f"at least the x86-64 section size, {SECTION_SIZE:#x}")
-    numbers = [int(match[1]) for name in _list(tree, MEMORY) if (match := _BLOCK_NAME.fullmatch(name))]
-    if not numbers:
-        raise InvalidInput(MEMORY, MEMORY, "at least one memory block")
-    if len(set(numbers)) != len(numbers):
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        raise InvalidInput(f"memory{twice}", MEMORY, "each block once")
-    possible, nodes = _nodes_of_tree(tree)
-    owners = _owners(tree, possible)
-    blocks = [_block_of_tree(tree, BlockId(number), size, owners) for number in sorted(numbers)]
-    ram_end = (max(numbers) + 1) * size
-    room_start = max(_HOLE_END, -(-ram_end // max(_GIB, size)) * max(_GIB, size))
-    return Plan(
-        block_size=size,
-        nodes=nodes,
-        blocks=blocks,
-        parameters=_parameters_of_tree(tree, rules),
-        room_start=room_start,
-        room_size=(1 << 46) - room_start,
-        cpu_ids={nid: _cpus_of(tree, nid) for nid in possible},
-    )
-
-
-def _read(tree: Tree, path: str, parse: Any) -> Any:
-    try:
-        text = tree.read(path)
-    except OSError as error:
-        raise InvalidInput(path, path, f"a file that can be read ({error.strerror})") from error
-    return parse(text, path)
-
-
-def _list(tree: Tree, path: str) -> list[str]:
-    try:
-        return tree.list(path)
-    except OSError as error:
-        raise InvalidInput(path, path, f"a directory that can be listed ({error.strerror})") from error
-
-
-def _word(text: str, where: str) -> str:
-    if not text.strip():
-        raise InvalidInput(text, where, "a word; the file is empty")
-    return text.strip()
-
-
-def _nodes_of_tree(tree: Tree) -> tuple[list[int], list[NodeSpec | None]]:
-    if not tree.exists(NODE):  # a kernel without CONFIG_NUMA
-        return [0], [NodeSpec()]
-    possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
-    if not possible:
-        raise InvalidInput("", f"{NODE}/possible", "at least one node")
-    nodes: list[NodeSpec | None] = [None] * (max(possible) + 1)
-    for nid in possible:
-        path = f"{NODE}/node{nid}/distance"
-        row = _read(tree, path, _numbers) if tree.exists(path) else ()
-        nodes[nid] = NodeSpec(distances=row)
-    return possible, nodes
-
-
-def _numbers(text: str, where: str) -> tuple[int, ...]:
-    words = text.split()
-    if not words or not all(word.isdigit() for word in words):
-        raise InvalidInput(text, where, "numbers")
-    return tuple(int(word) for word in words)
-
-
-def _cpus_of(tree: Tree, nid: int) -> tuple[int, ...]:
-    path = f"{NODE}/node{nid}/cpulist"
-    if not tree.exists(path):
-        return ()
-    return tuple(_read(tree, path, lambda text, where: parse_ids(text.strip(), where)))
-
-
-def _owners(tree: Tree, possible: list[int]) -> dict[int, int]:
-    owners: dict[int, int] = {}
-    for nid in possible:
-        path = f"{NODE}/node{nid}"
-        for name in _list(tree, path) if tree.exists(path) else ():
-            match = _BLOCK_NAME.fullmatch(name)
-            if match:
-                owners.setdefault(int(match[1]), nid)
-    return owners
-
-
-def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int]) -> BootBlock:
-    path = f"{MEMORY}/memory{number}"
-    index = _read(tree, f"{path}/phys_index", parse_hex)
-    if index != number:
-        raise InvalidInput(f"{index:x}", f"{path}/phys_index", f"{number:x}, the number in the directory's name")
-    nid = owners.get(number)
-    if nid is None:
-        linked = [int(match[1]) for name in _list(tree, path) if (match := _NODE_NAME.fullmatch(name))]
-        nid = linked[0] if linked else 0
-        if linked and tree.exists(NODE):
-            possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
-            if nid not in possible:
-                raise InvalidInput(f"node{nid}", path, f"a node that is possible here ({format_ids(possible)})")
-    word = _read(tree, f"{path}/state", _word)
-    if word not in {"online", "offline", "going-offline"}:
-        raise InvalidInput(word, f"{path}/state", "online, offline or going-offline")
-    pages = size >> PAGE_SHIFT
-    start = Pfn(number * pages)
-    ram: Ram = ((start, pages),)
-    if number == 0:
-        parts = _without_gaps([(0, 0, size)])
-        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in parts)
-    if word == "offline":
-        return BootBlock(number, nid, ram, BlockState.OFFLINE)
-    return BootBlock(number, nid, ram, BlockState.ONLINE, _zone_of_tree(tree, path))
-
-
-def _zone_of_tree(tree: Tree, path: str) -> ZoneType | None:
-    names = _read(tree, f"{path}/valid_zones", _word).split()
-    if names[0].lower() == "none":
-        return None
-    for kind in ZoneType:
-        if kind.label == names[0]:
-            return kind
-    raise InvalidInput(names[0], f"{path}/valid_zones", "none, DMA, DMA32, Normal or Movable")
-
-
-def _parameters_of_tree(tree: Tree, rules: Rules) -> Parameters:
-    parameters = Parameters.of(None, rules)
-    path = f"{MEMORY}/auto_online_blocks"
-    if tree.exists(path):
-        parameters.auto_online_blocks = _online_type(_read(tree, path, _word), path)
-    for name in ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware"):
-        path = f"{PARAMETERS}/{name}"
-        if tree.exists(path):
-            parameters._set(name, _read(tree, path, _word))  # noqa: SLF001 - same class
-    return parameters
 
 
 def zones_of(block: BootBlock) -> list[tuple[ZoneType, Pfn, int]]:

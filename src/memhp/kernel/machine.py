@@ -15,14 +15,16 @@ from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import add, device
 from memhp.kernel import hotplug as core
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
-from memhp.kernel.boot import Parameters, Plan, plan_from_spec, plan_from_tree, zones_of
+from memhp.kernel.boot import Parameters, Plan, plan_from_spec
+from memhp.kernel.bringup import bringup
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.pages import Allocation, PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
+from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
-from memhp.kernel.zones import ARCH_LIMITS, Node, NodeState, Zone, ZoneType
+from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
 from memhp.locking import Lockdep, current
 from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
@@ -94,7 +96,7 @@ class Machine:
         self.pages = Pages(self)
         self.tree = SysfsTree(self)
         self._online_mems: ReadSide = self.locks.mem_hotplug.read
-        self._boot(plan)
+        bringup(self, plan)
 
     def __repr__(self) -> str:
         online = sum(block.state is BlockState.ONLINE for block in self.blocks.copy().values())
@@ -161,59 +163,6 @@ class Machine:
         """
         plan = plan_from_tree(tree, rules=rules)
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
-
-    def _boot(self, plan: Plan) -> None:
-        for nid, spec in enumerate(plan.nodes):
-            if spec is not None:
-                distances = dict(enumerate(spec.distances)) or dict.fromkeys(range(len(plan.nodes)), 20)
-                self.nodes[nid] = Node(nid, plan.cpu_ids.get(nid, ()), {**distances, nid: 10})
-                self.node_states[NodeState.N_POSSIBLE].add(nid)
-        for boot in plan.blocks:
-            if boot.nid not in self.nodes:
-                raise InvalidInput(f"node{boot.nid}", f"memory{boot.id}", f"one of the nodes {format_ids(self.nodes)}")
-            block = self.new_block(boot.id, boot.nid)
-            block.ram = boot.ram
-            block.early = True
-            block.state = boot.state
-            block.offline = boot.state is BlockState.OFFLINE
-            node = self.nodes[boot.nid]
-            block.present = tuple((node.zones[kind], start, nr) for kind, start, nr in zones_of(boot))
-            zones = {zone for zone, _, _ in block.present}
-            block.zone = zones.pop() if len(zones) == 1 else None
-            self.blocks[block.id] = block
-            node.linked[block.id] = block
-            for zone, _, nr in block.present:
-                zone.present += nr
-                zone.managed += nr
-                zone.present_early += nr
-                zone.put(block)
-        for node in self.nodes.values():
-            _set_boot_spans(node)
-            self._set_boot_masks(node)
-        self._claim_boot_memory()
-
-    def _set_boot_masks(self, node: Node) -> None:
-        masks = self.node_states
-        if node.linked or node.cpus:
-            node.registered = True
-            masks[NodeState.N_ONLINE].add(node.nid)
-        if node.cpus:
-            masks[NodeState.N_CPU].add(node.nid)
-        if node.present_up_to(ZoneType.NORMAL):
-            masks[NodeState.N_NORMAL_MEMORY].add(node.nid)
-        if node.present_up_to(ZoneType.MOVABLE):
-            masks[NodeState.N_MEMORY].add(node.nid)
-
-    def _claim_boot_memory(self) -> None:
-        runs: list[list[int]] = []
-        for block in sorted(self.blocks.values(), key=lambda block: block.id):
-            for start, nr in block.ram:
-                if runs and runs[-1][1] == start:
-                    runs[-1][1] = start + nr
-                else:
-                    runs.append([start, start + nr])
-        for first, end in runs:
-            self.iomem.request(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT, SYSTEM_RAM)
 
     def new_block(self, block_id: BlockId, nid: int) -> MemoryBlock:
         """Make a block that is not part of the machine yet."""
@@ -452,23 +401,6 @@ class Machine:
     def memory_total(self) -> int:
         """Bytes of managed pages, as MemTotal counts them."""
         return sum(zone.managed for node in self.nodes.values() for zone in node.zones) << PAGE_SHIFT
-
-
-def _set_boot_spans(node: Node) -> None:
-    # A zone spans the node's memory as far as the zone's addresses go, holes included; ZONE_MOVABLE spans its blocks.
-    parts = [(zone, start, nr) for block in node.linked.values() for zone, start, nr in block.present]
-    for zone, start, nr in parts:
-        zone.grow(start, nr)
-    natural = [(start, nr) for zone, start, nr in parts if zone.type is not ZoneType.MOVABLE]
-    if not natural:
-        return
-    first, end = min(start for start, _ in natural), max(start + nr for start, nr in natural)
-    for zone in node.zones:
-        if zone.spanned and zone.type is not ZoneType.MOVABLE:
-            low, high = ARCH_LIMITS[zone.type]
-            low, high = max(low, first), min(high, end)
-            if low < high:
-                zone.grow(Pfn(low), high - low)
 
 
 def _number(value: object, where: str) -> int:

@@ -50,10 +50,11 @@ class Site:
     __slots__ = ("frames",)
 
     def __init__(self) -> None:
+        # The instruction is kept, not the line: finding the line decodes a table, which printing can do.
         frames: list[tuple[CodeType, int]] = []
         frame = sys._getframe(1)  # noqa: SLF001 - a stack for every acquisition must be cheap
-        while len(frames) < _STACK_DEPTH:
-            frames.append((frame.f_code, frame.f_lineno))
+        for _ in range(_STACK_DEPTH):
+            frames.append((frame.f_code, frame.f_lasti))
             if frame.f_back is None:
                 break
             frame = frame.f_back
@@ -61,8 +62,12 @@ class Site:
 
     def lines(self) -> list[str]:
         """Give the stack innermost first, a line a frame, without the locks' own: ``function() at file:line``."""
-        shown = [(code, line) for code, line in self.frames if not code.co_filename.startswith(_HERE)]
-        return [f"{code.co_qualname}() at {_short(code.co_filename)}:{line}" for code, line in shown]
+        shown = [(code, last) for code, last in self.frames if not code.co_filename.startswith(_HERE)]
+        return [f"{code.co_qualname}() at {_short(code.co_filename)}:{_line(code, last)}" for code, last in shown]
+
+
+def _line(code: CodeType, instruction: int) -> int | None:
+    return next((line for first, end, line in code.co_lines() if first <= instruction < end), None)
 
 
 _HERE = __file__.rsplit("/", 1)[0] + "/"
@@ -193,14 +198,14 @@ class Lockdep:
         self._edges: dict[str, dict[str, list[Edge]]] = {}
         self._written: set[str] = set()
         self._reported: set[frozenset[str]] = set()
-        self._chains: set[tuple[object, ...]] = set()
+        self._chains: set[tuple[int, ...]] = set()
 
     def before(self, task: Task, lock: _Lock, mode: Mode) -> Site:
         """Check the order of an acquisition that may wait, before it waits."""
         site = Site()
         held = task.held
         # The same locks in the same order were looked at before: nothing new can come of it (the kernel's chain cache).
-        chain = (lock.serial, mode, *[part for one in held for part in (one.lock.serial, one.mode)])
+        chain = (_signed(lock, mode), *[_signed(one.lock, one.mode) for one in held])
         if chain in self._chains:
             return site
         with self._lock:
@@ -275,6 +280,11 @@ class Lockdep:
         report = Report(kind, cycle, task.name, tuple(task.describe_held()))
         self.reports.append(report)
         _log.warning("%s", report)
+
+
+def _signed(lock: _Lock, mode: Mode) -> int:
+    # Lock and mode in one number: hashing enum members is not cheap.
+    return lock.serial if mode is Mode.WRITE else -lock.serial
 
 
 def _covers(known: Edge, new: Edge) -> bool:

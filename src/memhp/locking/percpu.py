@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Protocol, cast
 
 from memhp.errors import DeadlockError, LockError
 from memhp.locking import switch
@@ -43,7 +44,7 @@ class ReadCell:
         self.lock = threading.Lock()
 
 
-class _Local(threading.local):
+class _Local(Protocol):
     cell: ReadCell
 
 
@@ -62,7 +63,8 @@ class PercpuRwSemaphore:
         self.dep = dep
         self.writer: Task | None = None
         """The task that writes, or has stopped new readers in order to write."""
-        self.local = _Local()
+        # Only an exact threading.local has the interpreter's short path to its attributes.
+        self.local = cast("_Local", threading.local())
         self._watched = dep is not None or switch.controlled()
         self._draining: Waiter | None = None
         self._queue: collections.deque[Waiter] = collections.deque()

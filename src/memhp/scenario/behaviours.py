@@ -101,10 +101,11 @@ def _imported(spec: CallbackSpec, file: Path) -> Callback:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         found: Callback = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ScenarioError(spec.call, str(file), spec.line, f"a function that can be imported ({error})") from error
+    except Exception as error:  # a module can raise anything while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ScenarioError(spec.call, str(file), spec.line, f"a function that can be imported ({reason})", spec.name) from error
     finally:
         sys.path.pop(0)
     if not callable(found):
-        raise ScenarioError(spec.call, str(file), spec.line, "something that can be called")
+        raise ScenarioError(spec.call, str(file), spec.line, "something that can be called", spec.name)
     return found

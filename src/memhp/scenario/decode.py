@@ -36,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_LONGEST = 3600
 
 
 def load(path: str | os.PathLike[str]) -> Scenario:
@@ -81,6 +82,12 @@ def _machine(value: Value) -> MachineSpec:
         described = fields["otherwise"].fields(_DESCRIPTION, ("nodes",))
     elif not source and "nodes" not in fields:
         value.fail("a machine: `nodes`, or `from: host`, or `from: DIRECTORY`")
+    if "\0" in source:
+        fields["from"].fail("host, or a directory")
+    if "nodes" in described and described["nodes"].is_mapping:
+        described["nodes"].fail("a list of nodes, such as [4GiB, {memory: 1GiB, cpus: 2}]")
+    if "hypervisor" in described:
+        described["hypervisor"].boolean()
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
     return MachineSpec(description, source, rules, lock)
@@ -131,8 +138,15 @@ def _reaction(callback: str, value: Value) -> Reaction:
         delay=_duration(fields["delay"]) if "delay" in fields else 0.0,
         free=names,
         allocate=_allocate(fields["allocate"], callback) if "allocate" in fields else None,
-        times=fields["times"].number() if "times" in fields else 0,
+        times=_times(fields["times"]) if "times" in fields else 0,
     )
+
+
+def _times(value: Value) -> int:
+    times = value.number()
+    if times < 1:
+        value.fail("a whole number, at least 1")
+    return times
 
 
 def _answer(value: Value) -> Any:
@@ -146,7 +160,10 @@ def _duration(value: Value) -> float:
     match = _DURATION.fullmatch(value.text())
     if not match:
         value.fail("a duration such as 5ms or 0.5s")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST:
+        value.fail(f"a duration of at most {_LONGEST} s")
+    return seconds
 
 
 def _name(value: Value) -> str:
@@ -195,9 +212,15 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         arguments=arguments,
         thread=_name(extra["thread"]) if "thread" in extra else "",
         shown=shown,
-        alias=_name(extra["as"]) if "as" in extra else "",
+        alias=_alias(extra["as"]) if "as" in extra else "",
         expect=_expectations(extra["expect"]) if "expect" in extra else None,
     )
+
+
+def _alias(value: Value) -> str:
+    if _PLACE.fullmatch(value.text()):
+        value.fail("another name; first and last are places")
+    return _name(value)
 
 
 Decoded = tuple[dict[str, Any], str]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memhp.errors import EHWPOISON
 from memhp.events import MemoryAction
 from memhp.kernel import PageKind, Rules
 from memhp.notifier import NOTIFY_BAD, NOTIFY_DONE, NOTIFY_OK, NOTIFY_STOP, NotifyResult, notifier_from_errno
@@ -43,9 +44,11 @@ def answer_name(answer: NotifyResult) -> str:
 
 
 def errno_number(word: str) -> int:
-    """Give the number of an errno by name, or 0."""
-    known = {"EHWPOISON": 133, **{name: number for number, name in errno.errorcode.items()}}
-    return known.get(word, 0)
+    """Give the number of an errno by name, second names such as EDEADLK and EOPNOTSUPP too, or 0."""
+    if word == "EHWPOISON":
+        return EHWPOISON
+    number = getattr(errno, word, 0) if word.isupper() else 0
+    return number if isinstance(number, int) else 0
 
 
 @dataclass(frozen=True, slots=True)

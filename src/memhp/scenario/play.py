@@ -12,13 +12,13 @@ from typing import Any
 from memhp.abi.paths import MEMORY
 from memhp.abi.tree import DirTree
 from memhp.abi.uevent import Uevent
-from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, ScenarioError, errno_name
+from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, NotifierError, ScenarioError, errno_name
 from memhp.kernel import Machine, Rules
 from memhp.notifier import Call, NotifierBlock
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
-from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name, errno_number
 from memhp.units import PAGE_SIZE, format_ids
 
 __all__ = ["Event", "Player"]
@@ -193,7 +193,7 @@ class Player:
                 text=outcome.text,
             )
             wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
-            if compare and result != wanted:
+            if compare and not _same_result(result, wanted):
                 self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
 
     # -- what is noted
@@ -304,9 +304,16 @@ class Player:
         )
 
 
+def _same_result(result: str, wanted: str) -> bool:
+    # Some errnos have two names.
+    return result == wanted or 0 != errno_number(result) == errno_number(wanted)
+
+
 def _result_of(error: MemhpError) -> str:
     if isinstance(error, HotplugError):
         return errno_name(error.errno or 0)
+    if isinstance(error, NotifierError) and error.errno:
+        return errno_name(error.errno)
     return {DeadlockError: "EDEADLK", InvalidInput: "EINVAL"}.get(type(error), type(error).__name__)
 
 

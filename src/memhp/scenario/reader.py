@@ -14,6 +14,10 @@ __all__ = ["Value", "read_yaml"]
 
 T = TypeVar("T")
 
+_MAX_DEPTH = 32
+_MAX_VALUES = 1_000_000
+_SHALLOW = f"values nested at most {_MAX_DEPTH} deep, and at most {_MAX_VALUES:,} of them"
+
 
 def read_yaml(path: Path) -> Value:
     """Read one YAML document.
@@ -30,13 +34,36 @@ def read_yaml(path: Path) -> Value:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 1
-        problem = getattr(error, "problem", None) or str(error)
+        line, problem = _problem(error, text)
         raise ScenarioError(_line_of(text, line), name, line, f"YAML ({problem})") from error
+    except RecursionError as error:
+        raise ScenarioError("brackets", name, 1, _SHALLOW) from error
     if node is None:
         raise ScenarioError("", name, 1, "a scenario; the file is empty")
+    _check_size(node, name)
     return Value(node, name, "scenario")
+
+
+def _problem(error: yaml.YAMLError, text: str) -> tuple[int, str]:
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1, str(error.reason)
+    mark = getattr(error, "problem_mark", None)
+    return (1 if mark is None else mark.line + 1), getattr(error, "problem", None) or str(error).partition("\n")[0]
+
+
+def _check_size(root: yaml.Node, file: str) -> None:
+    # With anchors a few lines can stand for a document without end, or one that is too large for any memory.
+    todo = [(root, 0)]
+    seen = 0
+    while todo:
+        node, depth = todo.pop()
+        seen += 1
+        if depth > _MAX_DEPTH or seen > _MAX_VALUES:
+            raise ScenarioError("anchors", file, int(node.start_mark.line) + 1, _SHALLOW)
+        if isinstance(node, yaml.SequenceNode):
+            todo += [(child, depth + 1) for child in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            todo += [(child, depth + 1) for pair in node.value for child in pair]
 
 
 def _line_of(text: str, line: int) -> str:
@@ -119,7 +146,10 @@ class Value:
         """Give a scalar as it is written."""
         if not isinstance(self._node, yaml.ScalarNode):
             self.fail("a single value")
-        return str(self._node.value)
+        text = str(self._node.value)
+        if any("\ud800" <= sign <= "\udfff" for sign in text):
+            self.fail("text without halves of surrogate pairs")
+        return text
 
     def number(self) -> int:
         """Give a whole number."""
@@ -153,6 +183,9 @@ class Value:
             if isinstance(error, ScenarioError):
                 raise
             raise ScenarioError(error.value, self.file, self.line, error.expected, error.where) from error
+        except ValueError as error:
+            # Python refuses to read a number of thousands of digits.
+            raise ScenarioError(self.shown(), self.file, self.line, "a shorter number", self.place) from error
 
     def plain(self) -> object:
         """Give it as ordinary Python values."""

@@ -1,0 +1,169 @@
+"""The twin of a real machine: a plan read from the files of a live /sys, or of a copy of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from memhp.abi.formats import parse_hex
+from memhp.abi.paths import MEMORY, NODE, PARAMETERS
+from memhp.abi.tree import Tree
+from memhp.errors import InvalidInput
+from memhp.kernel.blocks import BlockState
+from memhp.kernel.boot import BootBlock, NodeSpec, Parameters, Plan, Ram, online_type_of, room_start, without_gaps
+from memhp.kernel.rules import Rules
+from memhp.kernel.zones import ZoneType
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_ids, parse_ids
+
+__all__ = ["plan_from_tree"]
+
+T = TypeVar("T")
+
+_BLOCK_NAME = re.compile(r"memory(\d+)")
+_NODE_NAME = re.compile(r"node(\d+)")
+
+
+def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
+    """Read blocks, states, zones, nodes and parameters from a live /sys or a copy of it; needs no privilege.
+
+    Whether a block has holes is not in these files, so each is taken as full, but for the gaps that the first MiB of a PC
+    always has.
+
+    Raises:
+        InvalidInput: a file is missing or malformed; the error names it.
+    """
+    size = _read(tree, f"{MEMORY}/block_size_bytes", parse_hex)
+    if size < PAGE_SIZE or size & (size - 1):
+        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", "a power of two")
+    if size < SECTION_SIZE:
+        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", f"at least the x86-64 section size, {SECTION_SIZE:#x}")
+    numbers = [int(match[1]) for name in _list(tree, MEMORY) if (match := _BLOCK_NAME.fullmatch(name))]
+    if not numbers:
+        raise InvalidInput(MEMORY, MEMORY, "at least one memory block")
+    if len(set(numbers)) != len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        raise InvalidInput(f"memory{twice}", MEMORY, "each block once")
+    possible, nodes = _nodes_of_tree(tree)
+    owners = _owners(tree, possible)
+    blocks = [_block_of_tree(tree, BlockId(number), size, owners) for number in sorted(numbers)]
+    ram_end = (max(numbers) + 1) * size
+    begin = room_start(ram_end, size)
+    return Plan(
+        block_size=size,
+        nodes=nodes,
+        blocks=blocks,
+        parameters=_parameters_of_tree(tree, rules),
+        room_start=begin,
+        room_size=(1 << 46) - begin,
+        cpu_ids={nid: _cpus_of(tree, nid) for nid in possible},
+    )
+
+
+def _read(tree: Tree, path: str, parse: Callable[[str, str], T]) -> T:
+    try:
+        text = tree.read(path)
+    except OSError as error:
+        raise InvalidInput(path, path, f"a file that can be read ({error.strerror})") from error
+    return parse(text, path)
+
+
+def _list(tree: Tree, path: str) -> list[str]:
+    try:
+        return tree.list(path)
+    except OSError as error:
+        raise InvalidInput(path, path, f"a directory that can be listed ({error.strerror})") from error
+
+
+def _word(text: str, where: str) -> str:
+    if not text.strip():
+        raise InvalidInput(text, where, "a word; the file is empty")
+    return text.strip()
+
+
+def _nodes_of_tree(tree: Tree) -> tuple[list[int], list[NodeSpec | None]]:
+    if not tree.exists(NODE):  # a kernel without CONFIG_NUMA
+        return [0], [NodeSpec()]
+    possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
+    if not possible:
+        raise InvalidInput("", f"{NODE}/possible", "at least one node")
+    nodes: list[NodeSpec | None] = [None] * (max(possible) + 1)
+    for nid in possible:
+        path = f"{NODE}/node{nid}/distance"
+        row = _read(tree, path, _numbers) if tree.exists(path) else ()
+        nodes[nid] = NodeSpec(distances=row)
+    return possible, nodes
+
+
+def _numbers(text: str, where: str) -> tuple[int, ...]:
+    words = text.split()
+    if not words or not all(word.isdigit() for word in words):
+        raise InvalidInput(text, where, "numbers")
+    return tuple(int(word) for word in words)
+
+
+def _cpus_of(tree: Tree, nid: int) -> tuple[int, ...]:
+    path = f"{NODE}/node{nid}/cpulist"
+    if not tree.exists(path):
+        return ()
+    return tuple(_read(tree, path, lambda text, where: parse_ids(text.strip(), where)))
+
+
+def _owners(tree: Tree, possible: list[int]) -> dict[int, int]:
+    owners: dict[int, int] = {}
+    for nid in possible:
+        path = f"{NODE}/node{nid}"
+        for name in _list(tree, path) if tree.exists(path) else ():
+            match = _BLOCK_NAME.fullmatch(name)
+            if match:
+                owners.setdefault(int(match[1]), nid)
+    return owners
+
+
+def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int]) -> BootBlock:
+    path = f"{MEMORY}/memory{number}"
+    index = _read(tree, f"{path}/phys_index", parse_hex)
+    if index != number:
+        raise InvalidInput(f"{index:x}", f"{path}/phys_index", f"{number:x}, the number in the directory's name")
+    nid = owners.get(number)
+    if nid is None:
+        linked = [int(match[1]) for name in _list(tree, path) if (match := _NODE_NAME.fullmatch(name))]
+        nid = linked[0] if linked else 0
+        if linked and tree.exists(NODE):
+            possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
+            if nid not in possible:
+                raise InvalidInput(f"node{nid}", path, f"a node that is possible here ({format_ids(possible)})")
+    word = _read(tree, f"{path}/state", _word)
+    if word not in {"online", "offline", "going-offline"}:
+        raise InvalidInput(word, f"{path}/state", "online, offline or going-offline")
+    pages = size >> PAGE_SHIFT
+    start = Pfn(number * pages)
+    ram: Ram = ((start, pages),)
+    if number == 0:
+        parts = without_gaps([(0, 0, size)])
+        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in parts)
+    if word == "offline":
+        return BootBlock(number, nid, ram, BlockState.OFFLINE)
+    return BootBlock(number, nid, ram, BlockState.ONLINE, _zone_of_tree(tree, path))
+
+
+def _zone_of_tree(tree: Tree, path: str) -> ZoneType | None:
+    names = _read(tree, f"{path}/valid_zones", _word).split()
+    if names[0].lower() == "none":
+        return None
+    for kind in ZoneType:
+        if kind.label == names[0]:
+            return kind
+    raise InvalidInput(names[0], f"{path}/valid_zones", "none, DMA, DMA32, Normal or Movable")
+
+
+def _parameters_of_tree(tree: Tree, rules: Rules) -> Parameters:
+    parameters = Parameters.of(None, rules)
+    path = f"{MEMORY}/auto_online_blocks"
+    if tree.exists(path):
+        parameters.auto_online_blocks = online_type_of(_read(tree, path, _word), path)
+    for name in ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware"):
+        path = f"{PARAMETERS}/{name}"
+        if tree.exists(path):
+            parameters.set(name, _read(tree, path, _word))
+    return parameters
