@@ -76,10 +76,10 @@ class InvalidInput(MemhpError, ValueError):
 
 
 class ScenarioError(InvalidInput):
-    """A scenario file is wrong at one line; nothing was played."""
+    """A scenario file is wrong at one line (0 where no line is to blame); what was played before stays played."""
 
     def __init__(self, value: object, file: str, line: int, expected: str, place: str = "") -> None:
-        where = f"{file}:{line}" + (f": {place}" if place else "")
+        where = (f"{file}:{line}" if line else file) + (f": {place}" if place else "")
         super().__init__(value, where, expected)
         self.file = file
         self.line = line
@@ -189,12 +189,17 @@ class Vetoed(HotplugError):
     Attributes:
         callback: the notifier block whose answer decided.
         action: the action that it refused.
+        undone: whether everything is as before. False only where MEM_ONLINE was refused and somebody did not give back
+            pages of the memory, which therefore stays online.
     """
 
-    def __init__(self, errno: int, message: str, *, block: int | None, callback: object, action: object) -> None:
+    def __init__(
+        self, errno: int, message: str, *, block: int | None, callback: object, action: object, undone: bool = True
+    ) -> None:
         super().__init__(errno, message, block=block)
         self.callback = callback
         self.action = action
+        self.undone = undone
 
 
 class PageRefusal(HotplugError):

@@ -127,7 +127,7 @@ class NotifierBlock:
         InvalidInput: the callback can't be called, or the priority is no C ``int``.
     """
 
-    __slots__ = ("_chain", "callback", "errors", "name", "priority")
+    __slots__ = ("_chain", "_priority", "callback", "errors", "name")
 
     def __init__(self, callback: Callback, priority: int = 0, name: str = "") -> None:
         if not callable(callback):
@@ -135,7 +135,7 @@ class NotifierBlock:
         if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
             raise InvalidInput(priority, "priority", "a whole number from -2147483648 to 2147483647")
         self.callback = callback
-        self.priority = priority
+        self._priority = priority
         self.name = name or getattr(callback, "__qualname__", None) or type(callback).__qualname__
         self.errors = 0
         self._chain: NotifierChain | None = None
@@ -149,6 +149,11 @@ class NotifierBlock:
 
     def __str__(self) -> str:
         return f"{self.name} (priority {self.priority})"
+
+    @property
+    def priority(self) -> int:
+        """Its place in the chain; can't be changed, as the kernel would then insert it twice."""
+        return self._priority
 
     @property
     def registered(self) -> bool:
@@ -353,19 +358,30 @@ class NotifierChain:
     def call_robust(self, up: Any, down: Any, arg: Any) -> NotifyResult:
         """Call with ``up``; if a callback stops the chain, call those before it with ``down``, in the same order.
 
-        The value is that of the ``up`` pass. NOTIFY_STOP counts as a stop too. The memory chain does not use this: its
-        CANCEL goes to everybody (``blocking_notifier_call_chain_robust``; observed on 6.1 and 6.12).
+        The value is that of the ``up`` pass. NOTIFY_STOP counts as a stop too, and so does an exception (NOTIFY_BAD with its
+        cause). The memory chain does not use this: its CANCEL goes to everybody (``blocking_notifier_call_chain_robust``;
+        observed on 6.1 and 6.12).
         """
         with self.rwsem.read:
             answer = NOTIFY_DONE
-            for called, block in enumerate(self._blocks):
-                answer = _checked(block, block.callback(block, up, arg))
+            for called, (function, block) in enumerate(self._entries):
+                answer = _answer_of(function, block, up, arg)
                 if answer & NOTIFY_STOP_MASK:
-                    for earlier in self._blocks[:called]:
-                        if _checked(earlier, earlier.callback(earlier, down, arg)) & NOTIFY_STOP_MASK:
-                            break
+                    self._take_back(called, down, arg)
                     break
         return answer
+
+    def _take_back(self, called: int, down: Any, arg: Any) -> None:
+        for function, block in self._entries[:called]:
+            if _answer_of(function, block, down, arg) & NOTIFY_STOP_MASK:
+                return
+
+
+def _answer_of(function: Callback, block: NotifierBlock, action: Any, arg: Any) -> NotifyResult:
+    try:
+        return _attributed(_checked(block, function(block, action, arg)), block, None)
+    except Exception as error:
+        return _attributed(NOTIFY_BAD, block, error)
 
 
 def _checked(block: NotifierBlock, answer: object) -> NotifyResult:

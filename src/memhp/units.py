@@ -41,7 +41,7 @@ SECTION_SIZE = 128 << 20
 PAGES_PER_SECTION = SECTION_SIZE >> PAGE_SHIFT
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*([KMGTP]?)(?:i?B)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:iB)?|B)?\s*", re.IGNORECASE)
 _DECIMAL = re.compile(r"\s*[\d.]+\s*[KMGTP]B\s*", re.IGNORECASE)
 _IDS = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
@@ -83,7 +83,7 @@ def parse_size(value: object, where: str = "size") -> int:
         match = None if _DECIMAL.fullmatch(value) else _SIZE.fullmatch(value)
         if match:
             whole, fraction, unit = match.groups()
-            unit_bytes = _UNITS[unit.upper()]
+            unit_bytes = _UNITS[(unit or "").upper()]
             part, rest = divmod(int(fraction or 0) * unit_bytes, int(10 ** len(fraction or "")))
             if rest == 0:
                 return int(whole) * unit_bytes + part
@@ -101,7 +101,7 @@ def format_size(size: int) -> str:
 def format_mem(start: Pfn, nr_pages: int) -> str:
     """Write a page range the way the kernel's log does: ``[mem 0x100000000-0x107ffffff]``."""
     first = pfn_to_addr(start)
-    return f"[mem {first:#011x}-{first + nr_pages * PAGE_SIZE - 1:#011x}]"
+    return f"[mem {first:#010x}-{first + nr_pages * PAGE_SIZE - 1:#010x}]"
 
 
 def parse_ids(value: object, where: str = "blocks") -> list[int]:
@@ -132,7 +132,7 @@ def parse_ids(value: object, where: str = "blocks") -> list[int]:
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
     first = last = None
-    for number in sorted(numbers):
+    for number in sorted(set(numbers)):
         if last is not None and number == last + 1:
             last = number
             continue
@@ -144,5 +144,5 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def format_ids(numbers: Iterable[int]) -> str:
-    """Write numbers in the kernel's list format (``0-1,3``); nothing gives the empty text."""
+    """Write numbers in the kernel's list format (``0-1,3``), each once; nothing gives the empty text."""
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(numbers))

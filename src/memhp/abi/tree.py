@@ -6,6 +6,7 @@ Errors are ``OSError`` with the errno that the system call would give.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Protocol
@@ -47,9 +48,12 @@ class DirTree:
         return f"<DirTree {self.root}{' writable' if self.writable else ''}>"
 
     def _real(self, path: str) -> Path:
-        real = (self.root / path.lstrip("/")).resolve()
+        try:
+            real = (self.root / path.lstrip("/")).resolve()
+        except RuntimeError as error:  # pathlib's word for a circle of links, until Python 3.13
+            raise OSError(errno.ELOOP, "too many levels of symbolic links", path) from error
         if real != self.root and self.root not in real.parents:
-            raise FileNotFoundError(2, "leads out of the tree", path)
+            raise FileNotFoundError(errno.ENOENT, "leads out of the tree", path)
         return real
 
     def read(self, path: str) -> str:
@@ -61,10 +65,10 @@ class DirTree:
         """Write to the file without truncating it, in one system call.
 
         Raises:
-            PermissionError: the tree is read-only (EROFS), or the file is.
+            OSError: EROFS, the tree is read-only; else what the system call says.
         """
         if not self.writable:
-            raise OSError(30, "the tree is read-only", path)
+            raise OSError(errno.EROFS, "the tree is read-only", path)
         descriptor = os.open(self._real(path), os.O_WRONLY)
         try:
             return os.write(descriptor, data.encode() if isinstance(data, str) else data)

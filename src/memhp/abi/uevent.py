@@ -49,9 +49,15 @@ class Uevent:
         keys = dict(line.split("=", 1) for line in lines[1:] if "=" in line)
         try:
             action, devpath = keys.pop("ACTION"), keys.pop("DEVPATH")
-            return cls(action, devpath, keys.pop("SUBSYSTEM"), int(keys.pop("SEQNUM")), tuple(keys.items()))
+            return cls(action, devpath, keys.pop("SUBSYSTEM"), _seqnum(keys.pop("SEQNUM")), tuple(keys.items()))
         except (KeyError, ValueError) as error:
             raise InvalidInput(message, "uevent", f"a kernel uevent ({error} is missing or malformed)") from error
+
+
+def _seqnum(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"SEQNUM {text!r}")
+    return int(text)
 
 
 class UeventSource(Protocol):

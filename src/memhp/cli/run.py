@@ -82,7 +82,6 @@ class Text:
         self._first_map = True
         self._deeds: list[str] = []
         self._uevents: list[Event] = []
-        self._silent: set[int] = set()
 
     def show(self, event: Event) -> None:
         """Print one event."""
@@ -135,10 +134,10 @@ class Text:
         names = [f"{block['name']} (priority {block['priority']})" for block in event["registered"]]
         return [f"Who takes part, in the order in which they are called: {', '.join(names)}"]
 
+    def _note(self, event: Event) -> list[str]:
+        return ["", f"-- {event['text']}"]
+
     def _step(self, event: Event) -> list[str]:
-        if event["verb"] == "note":
-            self._silent.add(event["number"])
-            return ["", f"-- {event['text']}"]
         thread = "" if event["thread"] == "main" else f" [in thread {event['thread']}]"
         return ["", self._paint(f"{event['number']}. {event['text']}{thread}", "1")]
 
@@ -173,8 +172,6 @@ class Text:
         return lines
 
     def _result(self, event: Event) -> list[str]:
-        if event["number"] in self._silent:
-            return []
         thread = "" if event["thread"] == "main" else f" (thread {event['thread']})"
         if event["result"] == "ok":
             text = event["text"].strip()
@@ -233,7 +230,7 @@ def _sign(block: Event) -> str:
 
 def _changes(event: Event) -> str:
     normal, memory = event["status_change_nid_normal"], event["status_change_nid"]
-    if event["action"] in {"MEM_PREPARE_ONLINE", "MEM_FINISH_OFFLINE"}:
+    if event["action"] not in {"MEM_GOING_ONLINE", "MEM_ONLINE", "MEM_GOING_OFFLINE", "MEM_OFFLINE"}:
         return ""
     online = "ONLINE" in event["action"]
     masks = [name for name, nid in (("N_NORMAL_MEMORY", normal), ("N_MEMORY", memory)) if nid != -1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from typing import TYPE_CHECKING
 
 from memhp.abi.paths import MEMORY, NODE
-from memhp.errors import HotplugError, InvalidInput
+from memhp.errors import DeadlockError, HotplugError, InvalidInput
 from memhp.kernel import device
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.iomem import SYSTEM_RAM
@@ -30,6 +31,8 @@ def add_memory(machine: Machine, nid: int, start: PhysAddr, size: int, name: str
     The node is the caller's word, whatever the address. When bringing a block online fails, the rest stays offline and
     the add is a success all the same, as in Linux (logged here).
     """
+    if name != SYSTEM_RAM and not (name.startswith(f"{SYSTEM_RAM} (") and name.endswith(")")):
+        raise HotplugError(errno.EINVAL, f"{name!r} is no name for memory; expected {SYSTEM_RAM!r} or '{SYSTEM_RAM} (driver)'")
     if not 0 <= start < start + size <= machine.mappable:
         message = f"{start:#x} + {size:#x} bytes is no range of memory that can be mapped (the end is {machine.mappable:#x})"
         raise HotplugError(errno.E2BIG, message)
@@ -78,15 +81,21 @@ def _create_devices(machine: Machine, nid: int, start: PhysAddr, size: int) -> l
                 pass
     except BaseException:
         for block in reversed(created):
-            _delete_device(machine, block)
+            _undo_create(machine, block)
         raise
     return created
 
 
+def _undo_create(machine: Machine, block: MemoryBlock) -> None:
+    # On a machine without device_hotplug_lock the lock may be the very thing that could not be had.
+    with contextlib.suppress(DeadlockError), block.device_lock:
+        pass
+    block.removed = True
+    _delete_device(machine, block)
+
+
 def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     machine.nodes[block.nid].linked.pop(block.id, None)
-    with block.device_lock:
-        block.removed = True
     del machine.blocks[block.id]
     machine.power_control.pop(f"{MEMORY}/{block.name}/power", None)
     machine.uevents.emit("remove", block)
@@ -152,7 +161,12 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
 
 
 def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:
+    # Each lock once before anything goes: should one be out of reach (without device_hotplug_lock), none is gone.
     for block in blocks:
+        with block.device_lock:
+            pass
+    for block in blocks:
+        block.removed = True
         _delete_device(machine, block)
 
 

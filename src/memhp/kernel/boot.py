@@ -26,11 +26,13 @@ __all__ = [
     "zones_of",
 ]
 
+_MODULE_PARAMETERS = ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware")
 Ram = tuple[tuple[Pfn, int], ...]
 
 _GIB = 1 << 30
 _HOLE_START = 3 * _GIB
 _HOLE_END = 4 * _GIB
+_MAX_RAM = 1 << 46
 _MAX_BLOCK_SIZE = 2 * _GIB
 # What a PC's firmware leaves of the first MiB: page 0 and 640 KiB..1 MiB are no System RAM.
 _LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
@@ -58,7 +60,7 @@ class NodeSpec:
             InvalidInput: an unknown key, or a malformed value.
         """
         if isinstance(value, NodeSpec):
-            return value
+            return cls.of({"memory": value.memory, "cpus": value.cpus, "distances": value.distances}, where)
         if isinstance(value, str | int):
             return cls(memory=parse_size(value, where))
         if not isinstance(value, Mapping):
@@ -101,6 +103,8 @@ class Parameters:
         if isinstance(value, str):
             for word in value.split():
                 name, _, text = word.partition("=")
+                if name in _MODULE_PARAMETERS:  # they are the module's, so they need its name before them
+                    continue
                 try:
                     parameters.set(name, text if "=" in word else "y")
                 except InvalidInput:
@@ -127,7 +131,10 @@ class Parameters:
         elif short == "online_policy":
             self.online_policy = parse_policy(text, where)
         elif short == "auto_movable_ratio":
-            self.auto_movable_ratio = parse_uint(text, where)
+            ratio = parse_uint(text, where)
+            if ratio >= 1 << 32:
+                raise InvalidInput(text, where, "a number below 2^32")
+            self.auto_movable_ratio = ratio
         elif short == "auto_movable_numa_aware":
             self.auto_movable_numa_aware = parse_bool(text, where)
         else:
@@ -171,6 +178,8 @@ class BootBlock:
     ram: Ram
     state: BlockState = BlockState.ONLINE
     zone: ZoneType | None = None
+    in_several: bool = False
+    """Whether the real kernel finds it in several zones or nodes, whatever its addresses say."""
 
 
 @dataclass(slots=True)
@@ -233,6 +242,8 @@ def plan_from_spec(
         raise InvalidInput(list(nodes), "nodes", "at least one node with memory")
     ranges = _lay_out(specs)
     ram_end = max(end for _, _, end in ranges)
+    if ram_end > _MAX_RAM:
+        raise InvalidInput(format_size(ram_end), "nodes", f"memory that ends at or below {format_size(_MAX_RAM)}")
     size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
     if size < SECTION_SIZE or size & (size - 1):
         raise InvalidInput(block_size, "block_size", f"a power of two of at least {format_size(SECTION_SIZE)}")

@@ -51,7 +51,7 @@ def _make_block(machine: Machine, boot: BootBlock) -> None:
     node = machine.nodes[boot.nid]
     block.present = tuple((node.zones[kind], start, nr) for kind, start, nr in zones_of(boot))
     zones = {zone for zone, _, _ in block.present}
-    block.zone = zones.pop() if len(zones) == 1 else None
+    block.zone = zones.pop() if len(zones) == 1 and not boot.in_several else None
     machine.blocks[block.id] = block
     node.linked[block.id] = block
     for zone, _, nr in block.present:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memhp.errors import EHWPOISON, HotplugError
+from memhp.errors import EHWPOISON, HotplugError, Vetoed
 from memhp.events import MEM_FINISH_OFFLINE, MEM_PREPARE_ONLINE, MemoryNotify
 from memhp.kernel import hotplug
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
@@ -26,10 +26,19 @@ def device_online(machine: Machine, block: MemoryBlock) -> int:
         _check_present(block)
         if not block.offline:
             return 1
-        _subsys_online(machine, block)
-        machine.uevents.emit("online", block)
-        block.offline = False
+        try:
+            _subsys_online(machine, block)
+        except Vetoed as refused:
+            if not refused.undone:
+                _now_online(machine, block)
+            raise
+        _now_online(machine, block)
     return 0
+
+
+def _now_online(machine: Machine, block: MemoryBlock) -> None:
+    machine.uevents.emit("online", block)
+    block.offline = False
 
 
 @requires("device_hotplug")
@@ -75,8 +84,8 @@ def _change_state(block: MemoryBlock, before: BlockState, after: BlockState, act
         block.state = BlockState.GOING_OFFLINE
     try:
         act()
-    except BaseException:
-        block.state = before
+    except BaseException as error:
+        block.state = after if isinstance(error, Vetoed) and not error.undone else before
         raise
     block.state = after
 
@@ -93,8 +102,11 @@ def _block_online(machine: Machine, block: MemoryBlock) -> None:
             hotplug.ask(machine, MEM_PREPARE_ONLINE, _prepared(block), "it stays offline")
         try:
             hotplug.online_pages(machine, block.start_pfn, block.nr_pages, zone)
-        except BaseException:
-            _finish(machine, block)
+        except BaseException as error:
+            if isinstance(error, Vetoed) and not error.undone:
+                block.zone = zone
+            else:
+                _finish(machine, block)
             raise
         block.zone = zone
 

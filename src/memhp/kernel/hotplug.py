@@ -48,7 +48,15 @@ def tell(machine: Machine, action: MemoryAction, arg: MemoryNotify) -> NotifyRes
         return None
 
 
-def _raise_refusal(machine: Machine, answer: NotifyResult | None, action: MemoryAction, arg: MemoryNotify, holds: str) -> None:
+def _raise_refusal(
+    machine: Machine,
+    answer: NotifyResult | None,
+    action: MemoryAction,
+    arg: MemoryNotify,
+    holds: str,
+    *,
+    undone: bool = True,
+) -> None:
     if answer is None or answer.errno == 0:
         return
     block = machine.block_id_of(arg.start_pfn)
@@ -56,7 +64,8 @@ def _raise_refusal(machine: Machine, answer: NotifyResult | None, action: Memory
     message = f"memory{block} {memory}: {answer.callback} refused {action.name} with {answer}; {holds}"
     if answer.cause is not None:
         message += f" (it raised {type(answer.cause).__name__}: {answer.cause})"
-    raise Vetoed(answer.errno, message, block=block, callback=answer.callback, action=action) from answer.cause
+    error = Vetoed(answer.errno, message, block=block, callback=answer.callback, action=action, undone=undone)
+    raise error from answer.cause
 
 
 # -- online
@@ -162,7 +171,8 @@ def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], a
     left = [] if clean else _held(blocks)
     if left:
         machine.pages.unisolate(blocks)
-        _raise_refusal(machine, answer, MEM_ONLINE, arg, f"but it stays online: {left[0]} was not given back")
+        holds = f"but it stays online: {left[0]} was not given back"
+        _raise_refusal(machine, answer, MEM_ONLINE, arg, holds, undone=False)
     if not clean:
         _make_absent(machine, zone, blocks, arg)
     _remove_from_zone(zone, blocks)

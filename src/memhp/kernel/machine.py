@@ -25,12 +25,12 @@ from memhp.kernel.sysfs import SysfsTree
 from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
 from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
-from memhp.locking import Lockdep, current
+from memhp.locking import Lockdep
 from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
-from memhp.locking.switch import task_of
+from memhp.locking.switch import finish_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
-from memhp.units import PAGE_SHIFT, BlockId, Pfn, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, format_ids, format_size
 
 __all__ = ["Machine"]
 
@@ -39,15 +39,10 @@ R = TypeVar("R")
 
 
 def _request(method: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
-    # A request from outside: an interrupt that had to wait for the end of the change is raised here.
+    # A request from outside.
     @functools.wraps(method)
     def request(self: Machine, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        result = method(self, *args, **kwargs)
-        task = current()
-        if task.deferred is not None:
-            interrupt, task.deferred = task.deferred, None
-            raise interrupt
-        return result
+        return finish_request(method(self, *args, **kwargs))
 
     return request
 
@@ -99,9 +94,9 @@ class Machine:
         bringup(self, plan)
 
     def __repr__(self) -> str:
-        online = sum(block.state is BlockState.ONLINE for block in self.blocks.copy().values())
-        total = format_size(online * self.block_size)
-        return f"<Machine {total} online in {online} of {len(self.blocks)} blocks, {self.rules.value.title}>"
+        online = [block for block in self.blocks.copy().values() if block.state is BlockState.ONLINE]
+        gib = sum(block.ram_pages for block in online) * PAGE_SIZE / 2**30
+        return f"<Machine {gib:.4g} GiB online in {len(online)} of {len(self.blocks)} blocks, {self.rules.value.title}>"
 
     # -- how it begins
 
@@ -346,7 +341,11 @@ class Machine:
         self, nr_pages: int, kind: PageKind | str = PageKind.MOVABLE, *, node: int | None = None, owner: str = "", **where: Any
     ) -> Allocation:
         """Allocate pages; see :meth:`memhp.kernel.pages.Pages.alloc`."""
-        return self.pages.alloc(nr_pages, PageKind(kind), node=node, owner=owner, **where)
+        known = {member.value: member for member in PageKind}
+        found = kind if isinstance(kind, PageKind) else known.get(kind)
+        if found is None:
+            raise InvalidInput(kind, "alloc: kind", f"one of {', '.join(known)}")
+        return self.pages.alloc(nr_pages, found, node=node, owner=owner, **where)
 
     def free_pages(self, allocation: Allocation) -> None:
         """Give pages back; see :meth:`memhp.kernel.pages.Pages.free`."""

@@ -139,6 +139,8 @@ class Pages:
         """
         if not isinstance(nr_pages, int) or isinstance(nr_pages, bool) or nr_pages < 1:
             raise InvalidInput(nr_pages, "alloc: nr_pages", "a number of pages, at least 1")
+        if kind is PageKind.POISONED:
+            raise InvalidInput(kind.value, "alloc: kind", "a kind that can be allocated; pages are poisoned by hard_offline_page")
         if node is not None and node not in self._machine.nodes:
             raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
         allocation = Allocation(kind, owner)
@@ -158,7 +160,8 @@ class Pages:
             for extent in allocation.extents:
                 extent.block.used.remove(extent)
             allocation.extents.clear()
-        self._notice()
+            allocation.pins = 0
+        self.notice()
 
     def pin(self, allocation: Allocation) -> None:
         """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do)."""
@@ -177,7 +180,7 @@ class Pages:
             if not allocation.pins:
                 raise InvalidInput(str(allocation), "unpin", "a pinned allocation")
             allocation.pins -= 1
-        self._notice()
+        self.notice()
 
     def free_pages(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
         """Count the free pages of the blocks (all by default) that can be allocated now."""
@@ -185,7 +188,8 @@ class Pages:
         with self.lock:
             return sum(self._free_in(block) for block in chosen if _allocatable(block))
 
-    def _notice(self) -> None:
+    def notice(self) -> None:
+        """Let a stuck offline look again."""
         self.generation += 1
         self.changed.wake_up()
 
@@ -213,7 +217,7 @@ class Pages:
         with self.lock:
             for block in blocks:
                 block.isolated = False
-        self._notice()
+        self.notice()
 
     def evacuate(self, blocks: list[MemoryBlock]) -> Extent | None:
         """Move what can move out of the blocks, once over them in the order of their pages.

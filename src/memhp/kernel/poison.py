@@ -34,6 +34,7 @@ def hard_offline_page(machine: Machine, pfn: Pfn) -> None:
         if owner is not None:
             raise HotplugError(errno.EBUSY, f"page {pfn:#x} of {owner} can't be taken out of use", block=block.id)
         _occupy(machine, block, pfn)
+    machine.pages.notice()
 
 
 def soft_offline_page(machine: Machine, pfn: Pfn) -> None:

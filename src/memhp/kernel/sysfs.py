@@ -29,6 +29,7 @@ from memhp.kernel.attributes import (
 )
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import Node
+from memhp.locking.switch import finish_request
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -193,7 +194,7 @@ class SysfsFile:
             self._attribute.store(self._machine, self._what, raw.decode("latin-1"))
         except InvalidInput as error:
             raise HotplugError(errno.EINVAL, f"{self._path}: {error.value!r}; expected {error.expected}") from None
-        return len(raw)
+        return finish_request(len(raw))
 
     def _check(self) -> None:
         gone = self._what.removed if isinstance(self._what, MemoryBlock) else False

@@ -87,12 +87,23 @@ def _nodes_of_tree(tree: Tree) -> tuple[list[int], list[NodeSpec | None]]:
     possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
     if not possible:
         raise InvalidInput("", f"{NODE}/possible", "at least one node")
+    online = [nid for nid in possible if tree.exists(f"{NODE}/node{nid}")]
     nodes: list[NodeSpec | None] = [None] * (max(possible) + 1)
     for nid in possible:
-        path = f"{NODE}/node{nid}/distance"
-        row = _read(tree, path, _numbers) if tree.exists(path) else ()
-        nodes[nid] = NodeSpec(distances=row)
+        nodes[nid] = NodeSpec(distances=_distances(tree, nid, online, len(nodes)))
     return possible, nodes
+
+
+def _distances(tree: Tree, nid: int, online: list[int], count: int) -> tuple[int, ...]:
+    # The file lists the nodes that are online, in their order; of the others nothing is known.
+    path = f"{NODE}/node{nid}/distance"
+    if not tree.exists(path):
+        return ()
+    row = _read(tree, path, _numbers)
+    if len(row) != len(online):
+        raise InvalidInput(" ".join(map(str, row)), path, f"{len(online)} numbers, one for each node that is online")
+    known = dict(zip(online, row, strict=True))
+    return tuple(known.get(other, 20) for other in range(count))
 
 
 def _numbers(text: str, where: str) -> tuple[int, ...]:
@@ -144,7 +155,8 @@ def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int
         ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in parts)
     if word == "offline":
         return BootBlock(number, nid, ram, BlockState.OFFLINE)
-    return BootBlock(number, nid, ram, BlockState.ONLINE, _zone_of_tree(tree, path))
+    zone = _zone_of_tree(tree, path)
+    return BootBlock(number, nid, ram, BlockState.ONLINE, zone, in_several=zone is None)
 
 
 def _zone_of_tree(tree: Tree, path: str) -> ZoneType | None:

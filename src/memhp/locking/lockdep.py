@@ -2,8 +2,8 @@
 
 Each acquisition adds edges to a graph of lock *classes*: from every lock that the task holds to the one that it takes.
 A cycle of classes is an order that can deadlock, unless every way round it is taken under one common lock. The kernel
-gives up on such *gated* cycles (it declares ``device_lock`` as not validated); here each edge remembers what was held
-around it, and a cycle counts only if its edges could be under way at the same time. That is how the order
+gives up on such *gated* cycles (it declares ``device_lock`` as not validated); here each edge remembers what else was
+held, and a cycle counts only if its edges could be under way at the same time. That is how the order
 device_lock, mem_hotplug_lock and its reverse are fine under device_hotplug_lock and reported without it.
 """
 
@@ -83,7 +83,7 @@ Gates = frozenset[tuple[_Lock, Mode]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """``after`` was taken while ``before`` was held; both stacks, and what was held around both."""
+    """``after`` was taken while ``before`` was held; both stacks, and what else was held."""
 
     before: _Lock
     before_mode: Mode
@@ -93,6 +93,10 @@ class Edge:
     after_site: Site
     task: str
     gates: Gates
+
+    def holds(self) -> Gates:
+        """Give all that the task held when it took ``after``."""
+        return self.gates | {(self.before, self.before_mode)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,7 +201,7 @@ class Lockdep:
         self._lock = threading.Lock()
         self._edges: dict[str, dict[str, list[Edge]]] = {}
         self._written: set[str] = set()
-        self._reported: set[frozenset[str]] = set()
+        self._reported: set[tuple[str, ...]] = set()
         self._chains: set[tuple[int, ...]] = set()
 
     def before(self, task: Task, lock: _Lock, mode: Mode) -> Site:
@@ -224,7 +228,7 @@ class Lockdep:
 
     def _depend(self, task: Task, index: int, outer: Held, lock: _Lock, mode: Mode, site: Site) -> None:
         prev = outer.lock
-        gates = frozenset((held.lock, held.mode) for held in task.held[:index])
+        gates = frozenset((held.lock, held.mode) for place, held in enumerate(task.held) if place != index)
         edge = Edge(prev, outer.mode, outer.site, lock, mode, site, task.name, gates)
         if prev.lock_class == lock.lock_class:
             self._report("recursive", (edge,), task)
@@ -237,7 +241,7 @@ class Lockdep:
 
     def _look_for_cycle(self, edge: Edge, task: Task) -> None:
         for path in self._paths(edge.after.lock_class, edge.before.lock_class, ()):
-            if frozenset(step.before.lock_class for step in (*path, edge)) in self._reported:
+            if _key((*path, edge)) in self._reported:
                 continue
             if self._can_deadlock((*path, edge)):
                 self._report("circular", (*path, edge), task)
@@ -273,13 +277,20 @@ class Lockdep:
         return [edge for edges in self._edges.get(lock_class, {}).values() for edge in edges]
 
     def _report(self, kind: str, cycle: tuple[Edge, ...], task: Task) -> None:
-        key = frozenset(edge.before.lock_class for edge in cycle)
+        key = _key(cycle)
         if key in self._reported:
             return
         self._reported.add(key)
         report = Report(kind, cycle, task.name, tuple(task.describe_held()))
         self.reports.append(report)
         _log.warning("%s", report)
+
+
+def _key(cycle: tuple[Edge, ...]) -> tuple[str, ...]:
+    # The same circle whichever edge closed it.
+    classes = [edge.before.lock_class for edge in cycle]
+    first = classes.index(min(classes))
+    return (*classes[first:], *classes[:first])
 
 
 def _signed(lock: _Lock, mode: Mode) -> int:
@@ -294,8 +305,9 @@ def _covers(known: Edge, new: Edge) -> bool:
 
 
 def _gated(a: Edge, b: Edge) -> bool:
-    modes = dict(a.gates)
-    return any(lock in modes and _excludes(modes[lock], mode) for lock, mode in b.gates)
+    # Two tasks can be at these two edges at once only if what they hold there can be held at once.
+    modes = dict(a.holds())
+    return any(lock in modes and _excludes(modes[lock], mode) for lock, mode in b.holds())
 
 
 def _excludes(a: Mode, b: Mode) -> bool:

@@ -27,6 +27,10 @@ from memhp.locking.switch import Held, Mode, Op, Task, Waiter
 __all__ = ["PercpuRwSemaphore", "ReadCell"]
 
 
+# Below so many cells nobody minds those of threads that have ended.
+_FEW_CELLS = 8
+
+
 def gil_enabled() -> bool:
     """Say whether this interpreter runs with the GIL."""
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
@@ -69,6 +73,7 @@ class PercpuRwSemaphore:
         self._draining: Waiter | None = None
         self._queue: collections.deque[Waiter] = collections.deque()
         self._cells: list[ReadCell] = []
+        self._prune_at = _FEW_CELLS
         side = WatchedReadSide if self._watched else ReadSide if (gil_enabled() if gil is None else gil) else LockedReadSide
         self.read = side(self)
         self.write = WriteSide(self)
@@ -138,6 +143,9 @@ class PercpuRwSemaphore:
                     return cell
             cell = ReadCell(task, self.name)
             self._cells.append(cell)
+            if len(self._cells) > self._prune_at:
+                self._prune()
+                self._prune_at = 2 * len(self._cells) + _FEW_CELLS
         task.cells.add(cell)
         if not switch.controlled():
             self.local.cell = cell
@@ -188,9 +196,9 @@ class PercpuRwSemaphore:
             DeadlockError: the caller reads or writes already, or a cycle of waits would close.
         """
         task = switch.current()
+        site = self.dep.before(task, self, Mode.WRITE) if self.dep is not None else None
         if self.cell().count:
             raise DeadlockError(f"{task.name} would write {self.name}, which it reads, and wait for itself for ever", self)
-        site = self.dep.before(task, self, Mode.WRITE) if self.dep is not None else None
         switch.point(Op.WRITE_BLOCK, self)
         with switch.guard:
             if self.writer is None:

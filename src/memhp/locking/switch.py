@@ -17,7 +17,7 @@ import enum
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from memhp.errors import DeadlockError
 
@@ -25,7 +25,23 @@ if TYPE_CHECKING:
     from memhp.locking.lockdep import Site
     from memhp.locking.percpu import ReadCell
 
-__all__ = ["Driver", "Held", "Mode", "Op", "Task", "Waitable", "control", "current", "guard", "park", "point", "task_of"]
+__all__ = [
+    "Driver",
+    "Held",
+    "Mode",
+    "Op",
+    "Task",
+    "Waitable",
+    "control",
+    "current",
+    "finish_request",
+    "guard",
+    "park",
+    "point",
+    "task_of",
+]
+
+T = TypeVar("T")
 
 # Seconds between two looks at whether the tasks waited for still live. Only a task that is parked pays for it.
 _LIVENESS_INTERVAL = 1.0
@@ -96,7 +112,7 @@ class Task:
         self.name = name
         self.thread = thread
         self.held: list[Held] = []
-        """What it holds, outermost first; fast read holds are in ``cells``."""
+        """What it holds, outermost first; reads of a percpu rwsem that nobody watches are in ``cells``."""
         self.cells: weakref.WeakSet[ReadCell] = weakref.WeakSet()
         self.waiting: Waiter | None = None
         """What it is parked on. Set and cleared under the guard, cleared by the one who wakes it."""
@@ -116,10 +132,13 @@ class Task:
         return self.thread is None or self.thread.is_alive()
 
     def describe_held(self) -> list[str]:
-        """Name the locks that it holds, outermost first, with ``(read)`` where that is the mode."""
-        fast = [f"{cell.lock_name} (read)" for cell in list(self.cells) if cell.count]
+        """Name the locks that it holds, outermost first, with ``(read)`` where that is the mode.
+
+        Without lockdep nobody notes when a percpu rwsem was taken for reading; these come last.
+        """
         slow = [str(held) for held in self.held]
-        return [*(name for name in fast if name not in slow), *slow]
+        fast = [f"{cell.lock_name} (read)" for cell in list(self.cells) if cell.count]
+        return [*slow, *(name for name in fast if name not in slow)]
 
 
 class Waiter:
@@ -176,6 +195,15 @@ def current() -> Task:
     return task
 
 
+def finish_request(result: T) -> T:
+    """End a request: raise the interrupt that had to wait for the end of the change, or give the result."""
+    task = current()
+    if task.deferred is not None:
+        interrupt, task.deferred = task.deferred, None
+        raise interrupt
+    return result
+
+
 def task_of(thread: threading.Thread) -> Task:
     """Give the task that a thread is, or will be once it uses a lock."""
     with _tasks_lock:
@@ -225,15 +253,15 @@ def park(waiter: Waiter, queue: collections.deque[Waiter], *, abandon: Callable[
     if waiter.task.on_park is not None:
         waiter.task.on_park(waiter.task)
     try:
-        while True:
+        while not waiter.woken:
             guard.release()
             try:
                 woken = waiter.wait()
             finally:
-                guard.acquire()
-            if woken:
-                return
-            _refuse_endless(waiter)
+                _take_guard_again()
+            # The grant may have come between the look at the clock and the guard.
+            if not woken and not waiter.woken:
+                _refuse_endless(waiter)
     except BaseException:
         if waiter.woken:
             abandon()
@@ -241,6 +269,19 @@ def park(waiter: Waiter, queue: collections.deque[Waiter], *, abandon: Callable[
             queue.remove(waiter)
             waiter.task.waiting = None
         raise
+
+
+def _take_guard_again() -> None:
+    # Whoever called park() releases the guard, so an interrupt must not arrive before it is held again.
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            guard.acquire()
+            break
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _refuse_endless(waiter: Waiter) -> None:

@@ -47,7 +47,6 @@ class Actor:
             "register": self._register,
             "unregister": self._unregister,
             "signal": self._signal,
-            "note": lambda step: None,
         }
 
     def act(self, step: Step) -> str:
@@ -91,7 +90,7 @@ class Actor:
 
     def _exactly(self, step: Step, fits: list[MemoryBlock], count: int, *, from_end: bool) -> list[int]:
         if len(fits) < count:
-            raise self._bad(step, step.shown, f"at most {len(fits)} blocks; the machine has no more that fit")
+            raise self._bad(step, step.shown, f"no more than {len(fits)} blocks, as many as there are")
         return [block.id for block in (fits[-count:][::-1] if from_end else fits[:count])]
 
     def _choose(self, step: Step, selection: Selection, state: BlockState | None = None) -> list[int]:

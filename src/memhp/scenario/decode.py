@@ -30,7 +30,7 @@ __all__ = ["load", "parse_rules"]
 
 _RULES = {rules.text: rules for rules in Rules}
 _ACTIONS = tuple(action.name for action in MemoryAction)
-_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor")
+_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor", "physical_bits", "five_level_paging")
 _MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str]) -> Scenario:
         about=top["about"].text().strip() if "about" in top else "",
         machine=_machine(top["machine"]),
         callbacks=callbacks,
-        steps=tuple(_step(number, value, names) for number, value in enumerate(top["steps"].elements(), 1)),
+        steps=_steps(top["steps"], names),
         expect=_expectations(top["expect"]) if "expect" in top else None,
     )
 
@@ -137,7 +137,7 @@ def _reaction(callback: str, value: Value) -> Reaction:
         raises=fields["raise"].text() if "raise" in fields else "",
         delay=_duration(fields["delay"]) if "delay" in fields else 0.0,
         free=names,
-        allocate=_allocate(fields["allocate"], callback) if "allocate" in fields else None,
+        allocate=_allocate(fields["allocate"], callback, in_range=True) if "allocate" in fields else None,
         times=_times(fields["times"]) if "times" in fields else 0,
     )
 
@@ -172,8 +172,10 @@ def _name(value: Value) -> str:
     return value.text()
 
 
-def _allocate(value: Value, owner: str) -> Allocate:
-    fields = value.fields(("name", "size", "pages", "kind", "owner", "node", "blocks", "pinned"), ("name",))
+def _allocate(value: Value, owner: str, *, in_range: bool = False) -> Allocate:
+    # A callback allocates from the blocks that it is told of, so there is no place to name.
+    place = () if in_range else ("node", "blocks")
+    fields = value.fields(("name", "size", "pages", "kind", "owner", "pinned", *place), ("name",))
     if ("size" in fields) == ("pages" in fields):
         value.fail("either size or pages")
     nr_pages = fields["pages"].number() if "pages" in fields else fields["size"].parsed(parse_size) // PAGE_SIZE
@@ -194,6 +196,15 @@ def _allocate(value: Value, owner: str) -> Allocate:
 # -- steps
 
 
+def _steps(value: Value, callbacks: set[str]) -> tuple[Step, ...]:
+    # Notes say something and do nothing, so they have no number.
+    steps: list[Step] = []
+    for element in value.elements():
+        number = sum(step.verb != "note" for step in steps) + 1
+        steps.append(_step(number, element, callbacks))
+    return tuple(steps)
+
+
 def _step(number: int, value: Value, callbacks: set[str]) -> Step:
     verbs = tuple(_STEPS)
     found = [(key, given) for key, given in value.items() if key.text() in verbs]
@@ -202,6 +213,11 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         value.fail(f"one of the steps {', '.join(verbs)}, and at most thread, as, expect beside it")
     key, given = found[0]
     extra = {k.text(): v for k, v in value.items()}
+    if key.text() == "note" and ("thread" in extra or "as" in extra):
+        value.fail("nothing but expect beside a note")
+    expect = _expectations(extra["expect"]) if "expect" in extra else None
+    if key.text() == "note" and expect is not None and (expect.result is not None or expect.text is not None):
+        extra["expect"].fail("no result or text of a note, which does nothing")
     arguments, shown = _STEPS[key.text()](given)
     if key.text() in {"register", "unregister"} and arguments["name"] not in callbacks:
         given.fail(f"the name of a callback: {', '.join(sorted(callbacks)) or 'there is none'}")
@@ -213,7 +229,7 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         thread=_name(extra["thread"]) if "thread" in extra else "",
         shown=shown,
         alias=_alias(extra["as"]) if "as" in extra else "",
-        expect=_expectations(extra["expect"]) if "expect" in extra else None,
+        expect=expect,
     )
 
 

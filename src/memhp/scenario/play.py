@@ -155,6 +155,11 @@ class Player:
 
     def _play_step(self, step: Step) -> bool:
         self._marks = len(self._trace), len(self._uevents)
+        if step.verb == "note":
+            self._emit("note", line=step.line, text=step.shown)
+            if step.expect is not None:
+                self._check(step.expect, [], [], step)
+            return True
         self._emit("step", number=step.number, line=step.line, verb=step.verb, thread=step.thread or _MAIN, text=step.shown)
         self._crew.start(step.thread or _MAIN, lambda: self._perform(step))
         self._crew.settle()
