@@ -502,6 +502,24 @@ def test_spans_counts_and_masks_change_in_the_order_of_linux(boot: Boot, rules: 
     assert counts(machine, ZoneType.NORMAL) == (0, 0, 0)
 
 
+@pytest.mark.fact("3.14", "3.8")
+def test_finish_offline_comes_after_the_block_has_lost_its_zone(boot: Boot) -> None:
+    """At MEM_OFFLINE the block still remembers it; PREPARE_ONLINE comes before it has one."""
+    machine = with_node_1(boot, Rules.LINUX_6_12)
+    seen: list[tuple[str, bool]] = []
+    three(machine, Log(), act=lambda action, _: seen.append((action.name, machine.block(32).zone is None)))
+    write(machine, "memory32/state", "online")
+    write(machine, "memory32/state", "offline")
+    assert seen == [
+        ("MEM_PREPARE_ONLINE", True),
+        ("MEM_GOING_ONLINE", True),
+        ("MEM_ONLINE", True),
+        ("MEM_GOING_OFFLINE", False),
+        ("MEM_OFFLINE", False),
+        ("MEM_FINISH_OFFLINE", True),
+    ]
+
+
 @ALL
 @pytest.mark.fact("3.15", "3.50")
 def test_free_pages_are_back_before_cancel_offline(boot: Boot, rules: Rules) -> None:

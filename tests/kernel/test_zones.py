@@ -6,7 +6,20 @@ import pytest
 
 from memhp import Machine, OnlineType, Rules, ZoneType
 from memhp.kernel.boot import default_block_size
-from support import BLOCK, GIB, MIB, PARAMETERS, Boot, refusal, valid_zones, with_node_1, write
+from support import (
+    BLOCK,
+    GIB,
+    MIB,
+    PARAMETERS,
+    Boot,
+    another_reads,
+    in_thread,
+    refusal,
+    until_parked,
+    valid_zones,
+    with_node_1,
+    write,
+)
 
 ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
@@ -242,6 +255,19 @@ def test_the_default_is_decided_anew_each_time_and_nothing_is_reserved(boot: Boo
     assert valid_zones(machine, 33) == "Movable Normal"
     machine.tree.write(f"{PARAMETERS}/online_policy", "contig-zones")
     assert valid_zones(machine, 33) == "Normal Movable"
+
+
+@ALL
+@pytest.mark.fact("3.7", "6.12")
+def test_the_zone_is_chosen_before_mem_hotplug_lock_is_taken(boot: Boot, rules: Rules) -> None:
+    """A policy that changes while the request waits for that lock comes too late for it."""
+    machine = automatic(boot, rules, 301)
+    with another_reads(machine):
+        thread = in_thread(lambda: write(machine, "memory32/state", "online"))
+        until_parked(thread)
+        machine.tree.write(f"{PARAMETERS}/online_policy", "contig-zones")
+    assert thread.result() == 6
+    assert [valid_zones(machine, block) for block in (32, 33)] == ["Movable", "Normal Movable"]
 
 
 @pytest.mark.fact("6.5")

@@ -78,11 +78,6 @@ class Zone:
         """The page frame after the span."""
         return Pfn(self.start_pfn + self.spanned)
 
-    @property
-    def populated(self) -> bool:
-        """Whether it has present pages."""
-        return self.present > 0
-
     def intersects(self, start: Pfn, nr_pages: int) -> bool:
         """Say whether its span touches the range."""
         return self.spanned > 0 and start < self.end_pfn and start + nr_pages > self.start_pfn

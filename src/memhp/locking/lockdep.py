@@ -124,15 +124,7 @@ class Report:
         return "\n".join(self._circular() if self.kind == "circular" else self._recursive())
 
     def _circular(self) -> Iterator[str]:
-        last = self.cycle[-1]
-        yield from _banner("WARNING: possible circular locking dependency detected")
-        yield f"{self.task} is trying to acquire lock:"
-        yield f" ({last.after.lock_class}){_tag(last.after_mode)} {last.after.name}, at:"
-        yield from _indent(last.after_site)
-        yield ""
-        yield "but task is already holding lock:"
-        yield f" ({last.before.lock_class}){_tag(last.before_mode)} {last.before.name}, taken at:"
-        yield from _indent(last.before_site)
+        yield from self._found_out("WARNING: possible circular locking dependency detected")
         yield ""
         yield "which lock already depends on the new lock."
         yield ""
@@ -165,17 +157,20 @@ class Report:
             yield f"{'':{40 * place}}  lock({name});"
 
     def _recursive(self) -> Iterator[str]:
-        (edge,) = self.cycle
-        yield from _banner("WARNING: possible recursive locking detected")
-        yield f"{self.task} is trying to acquire lock:"
-        yield f" ({edge.after.lock_class}){_tag(edge.after_mode)} {edge.after.name}, at:"
-        yield from _indent(edge.after_site)
-        yield ""
-        yield "but task is already holding lock:"
-        yield f" ({edge.before.lock_class}){_tag(edge.before_mode)} {edge.before.name}, taken at:"
-        yield from _indent(edge.before_site)
+        yield from self._found_out("WARNING: possible recursive locking detected")
         yield ""
         yield " *** DEADLOCK ***"
+
+    def _found_out(self, title: str) -> Iterator[str]:
+        last = self.cycle[-1]
+        yield from _banner(title)
+        yield f"{self.task} is trying to acquire lock:"
+        yield f" ({last.after.lock_class}){_tag(last.after_mode)} {last.after.name}, at:"
+        yield from _indent(last.after_site)
+        yield ""
+        yield "but task is already holding lock:"
+        yield f" ({last.before.lock_class}){_tag(last.before_mode)} {last.before.name}, taken at:"
+        yield from _indent(last.before_site)
 
 
 def _banner(title: str) -> Iterator[str]:
