@@ -829,3 +829,13 @@ def test_memory_from_boot_goes_offline_like_any_other(boot: Boot, rules: Rules) 
     assert [machine.tree.read(f"{MEMORY}/memory{block}/removable") for block in machine.blocks] == ["1\n"] * 8
     write(machine, "memory5/state", "offline")
     assert state(machine, 5) == "offline"
+
+
+def test_pages_that_are_online_are_not_brought_online_again(boot: Boot) -> None:
+    """Nothing is counted twice."""
+    machine = with_node_1(boot)
+    write(machine, "memory32/state", "online")
+    before = snapshot(machine)
+    with machine.mem_hotplug():
+        assert refusal(machine.online_pages, 0x100000, 0x8000, machine.zone(1, "Normal")) == "EINVAL"
+    assert snapshot(machine) == before

@@ -85,10 +85,13 @@ def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> Non
         zone: where to; see :func:`~memhp.kernel.zonechoice.zone_for_pfn_range`.
 
     Raises:
-        HotplugError: EINVAL, the range is not of whole sections or blocks.
+        HotplugError: EINVAL, the range is not of whole sections or blocks, or a part of it is online.
         Vetoed: a callback refused.
     """
     blocks = _blocks_of(machine, start, nr_pages, "online")
+    for block in blocks:
+        if block.present:
+            raise HotplugError(errno.EINVAL, f"{block.name} is online already", block=block.id)
     _move_into_zone(zone, blocks)
     arg = MemoryNotify(start, nr_pages, *_nids_online(machine, zone))
     try:
