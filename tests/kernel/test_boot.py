@@ -100,6 +100,8 @@ BAD_NODES: list[tuple[object, str]] = [
     ([{"memory": "1GiB", "distances": [5]}], "nodes[0]: distances"),
     ([{"memory": "1GiB", "distances": 10}], "nodes[0]: distances"),
     ([{"memory": "1GiB", "distances": "near"}], "nodes[0]: distances"),
+    ([{"memory": "1GiB", "distances": [10, 20]}], "nodes[0]: distances"),
+    ([{"memory": "1GiB", "distances": [20, 10]}, 0], "nodes[0]: distances"),
     (["1000MiB", "1GiB"], "block_size"),
     ([NodeSpec(memory=-4096)], "nodes"),
     ([NodeSpec(memory=-4096), "1GiB"], "nodes[0]"),

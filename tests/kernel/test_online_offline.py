@@ -839,3 +839,12 @@ def test_pages_that_are_online_are_not_brought_online_again(boot: Boot) -> None:
     with machine.mem_hotplug():
         assert refusal(machine.online_pages, 0x100000, 0x8000, machine.zone(1, "Normal")) == "EINVAL"
     assert snapshot(machine) == before
+
+
+def test_pages_do_not_come_online_in_another_nodes_zone(boot: Boot) -> None:
+    """A zone is a part of its node."""
+    machine = with_node_1(boot)
+    before = snapshot(machine)
+    with machine.mem_hotplug():
+        assert refusal(machine.online_pages, 0x100000, 0x8000, machine.zone(0, "Normal")) == "EINVAL"
+    assert snapshot(machine) == before

@@ -76,7 +76,7 @@ about: |
   Two
   lines.
 machine:
-  nodes: [2GiB, {memory: 2GiB, cpus: 2, distances: [21, 10]}, 0]
+  nodes: [2GiB, {memory: 2GiB, cpus: 2, distances: [21, 10, 30]}, 0]
   block_size: 256MiB
   room: 8GiB
   parameters: {memhp_default_state: online_movable, movable_node: true, memory_hotplug.online_policy: auto-movable}
@@ -89,7 +89,7 @@ steps: []
     assert (scenario.title, scenario.about) == ("All of it", "Two\nlines.")
     assert scenario.machine == MachineSpec(
         {
-            "nodes": ["2GiB", {"memory": "2GiB", "cpus": 2, "distances": [21, 10]}, 0],
+            "nodes": ["2GiB", {"memory": "2GiB", "cpus": 2, "distances": [21, 10, 30]}, 0],
             "block_size": "256MiB",
             "room": "8GiB",
             "parameters": {

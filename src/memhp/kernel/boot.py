@@ -238,6 +238,10 @@ def plan_from_spec(
             two from 128 MiB on.
     """
     specs = [NodeSpec.of(node, f"nodes[{index}]") for index, node in enumerate(nodes)]
+    for nid, spec in enumerate(specs):
+        if spec.distances and (len(spec.distances) != len(specs) or spec.distances[nid] != 10):
+            expected = f"{len(specs)} numbers, one a node, 10 to the node itself"
+            raise InvalidInput(spec.distances, f"nodes[{nid}]: distances", expected)
     if not specs or not any(spec.memory for spec in specs):
         raise InvalidInput(list(nodes), "nodes", "at least one node with memory")
     ranges = _lay_out(specs)

@@ -85,13 +85,16 @@ def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> Non
         zone: where to; see :func:`~memhp.kernel.zonechoice.zone_for_pfn_range`.
 
     Raises:
-        HotplugError: EINVAL, the range is not of whole sections or blocks, or a part of it is online.
+        HotplugError: EINVAL, the range is not of whole sections or blocks, a part of it is online, or the zone is another node's.
         Vetoed: a callback refused.
     """
     blocks = _blocks_of(machine, start, nr_pages, "online")
     for block in blocks:
         if block.present:
             raise HotplugError(errno.EINVAL, f"{block.name} is online already", block=block.id)
+        if block.nid != zone.nid:
+            message = f"{block.name} belongs to node {block.nid}, not to node {zone.nid} of the zone"
+            raise HotplugError(errno.EINVAL, message, block=block.id)
     _move_into_zone(zone, blocks)
     arg = MemoryNotify(start, nr_pages, *_nids_online(machine, zone))
     try:
