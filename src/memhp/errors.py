@@ -51,6 +51,7 @@ def errno_name(number: int) -> str:
     return "EHWPOISON" if abs(number) == EHWPOISON else _errno.errorcode.get(abs(number), str(abs(number)))
 
 
+_SHOWN = 120
 EHWPOISON = 133
 """The errno of a page with a hardware error; the standard library does not name it everywhere."""
 
@@ -69,7 +70,8 @@ class InvalidInput(MemhpError, ValueError):
     """
 
     def __init__(self, value: object, where: str, expected: str) -> None:
-        super().__init__(f"{where}: {value!r} is not valid; expected {expected}")
+        shown = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}…"
+        super().__init__(f"{where}: {f'{shown} is not valid; ' if value != where else ''}expected {expected}")
         self.value = value
         self.where = where
         self.expected = expected

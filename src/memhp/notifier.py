@@ -127,14 +127,14 @@ class NotifierBlock:
         InvalidInput: the callback can't be called, or the priority is no C ``int``.
     """
 
-    __slots__ = ("_chain", "_priority", "callback", "errors", "name")
+    __slots__ = ("_callback", "_chain", "_priority", "errors", "name")
 
     def __init__(self, callback: Callback, priority: int = 0, name: str = "") -> None:
         if not callable(callback):
             raise InvalidInput(callback, "callback", "something that can be called with (self, action, arg)")
         if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
             raise InvalidInput(priority, "priority", "a whole number from -2147483648 to 2147483647")
-        self.callback = callback
+        self._callback = callback
         self._priority = priority
         self.name = name or getattr(callback, "__qualname__", None) or type(callback).__qualname__
         self.errors = 0
@@ -151,6 +151,11 @@ class NotifierBlock:
         return f"{self.name} (priority {self.priority})"
 
     @property
+    def callback(self) -> Callback:
+        """What is called; fixed, as the chain keeps it."""
+        return self._callback
+
+    @property
     def priority(self) -> int:
         """Its place in the chain; can't be changed, as the kernel would then insert it twice."""
         return self._priority
@@ -162,9 +167,10 @@ class NotifierBlock:
 
     def unregister(self) -> None:
         """Take it off its chain, as :meth:`NotifierChain.unregister` does."""
-        if self._chain is None:
+        chain = self._chain
+        if chain is None:
             raise NotRegistered(f"{self} is not on a chain", self)
-        self._chain.unregister(self)
+        chain.unregister(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -470,8 +470,8 @@ steps:
         assert bool(ran.stderr) is (code == 2)
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
-    """``memhp run FILE | head -1`` ends quietly."""
+def test_a_reader_who_has_seen_enough_ends_the_run_quietly(tmp_path: Path) -> None:
+    """``memhp run FILE | head -1`` says nothing, and its exit code does not claim that everything held."""
     path = tmp_path / "s.yaml"
     path.write_text("machine: {nodes: [1GiB]}\nsteps:\n" + "- note: x\n" * 3000, encoding="utf-8")
     command = [sys.executable, "-m", "memhp.cli", "run", str(path)]
@@ -481,4 +481,48 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         assert process.stdout.readline() == "s\n"
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(60) == 0
+        assert process.wait(60) == 141
+
+
+def test_a_callback_that_ends_the_program_is_no_success(run: Run, tmp_path: Path) -> None:
+    """``sys.exit(0)`` in a callback can't make a run that is not complete look complete."""
+    (tmp_path / "leaver.py").write_text("import sys\n\n\ndef leave(block, action, arg):\n    sys.exit(0)\n", encoding="utf-8")
+    ran = run("machine: {nodes: [1GiB]}\ncallbacks: {x: {call: 'leaver:leave'}}\nsteps: [{offline: last}]\n")
+    assert (ran.code, ran.err) == (2, "memhp: a callback ended the program; the run is not complete\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("machine: {nodes: [128GiB], physical_bits: 36}\nsteps: []\n", 1),
+        ("machine:\n  nodes: [1GiB]\n  five_level_paging: maybe\nsteps: []\n", 2),
+        ("machine: {nodes: [1GiB]}\nsteps:\n- remove: {node: 0, blocks: first 9}\n", 3),
+        ("machine: {nodes: [1GiB, 0]}\nsteps:\n- remove: {node: 1}\n", 3),
+        ("machine: {nodes: [1GiB]}\nsteps:\n- note: x\n- offline: last\n  thread: main\n", 5),
+    ],
+)
+def test_what_a_machine_does_not_have_is_bad_input_with_its_line(run: Run, text: str, line: int) -> None:
+    """One line on stderr, no traceback."""
+    ran = run(text)
+    assert ran.code == 2
+    assert ran.err.startswith(f"memhp: s.yaml:{line}")
+    assert ran.err.count("\n") == 1
+
+
+def test_pages_under_one_name_are_freed_where_the_change_is(run: Run) -> None:
+    """A callback that takes pages from each block that comes gives back those of the block that goes."""
+    ran = run(
+        """\
+machine: {nodes: [1GiB]}
+callbacks:
+  db:
+    MEM_ONLINE: {allocate: {name: buffers, size: 1MiB, pinned: true}}
+    MEM_GOING_OFFLINE: {free: buffers}
+steps:
+  - add: {size: 256MiB}
+    as: new
+  - online: new
+  - offline: new
+"""
+    )
+    assert (ran.code, ran.err) == (0, "")

@@ -8,7 +8,19 @@ import re
 
 import pytest
 
-from memhp import MEM_GOING_ONLINE, NOTIFY_BAD, HotplugError, InvalidInput, Machine, MemoryAction, NotifyResult, Rules
+from memhp import (
+    MEM_CANCEL_OFFLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    NOTIFY_BAD,
+    DeadlockError,
+    HotplugError,
+    InvalidInput,
+    Machine,
+    MemoryAction,
+    NotifyResult,
+    Rules,
+)
 from support import (
     BLOCK,
     GIB,
@@ -606,3 +618,48 @@ def test_next_room_finds_the_lowest_gap(boot: Boot, size: int) -> None:
     machine.add_memory(1, ROOM + 2 * BLOCK, BLOCK)
     assert machine.next_room(size) == {BLOCK: ROOM + BLOCK, 3 * BLOCK: ROOM + 3 * BLOCK}[size]
     assert refusal(machine.next_room, 6 * BLOCK) == "ENOSPC"
+
+
+@ALL
+def test_a_removal_that_would_wait_for_itself_changes_nothing(boot: Boot, rules: Rules) -> None:
+    """Who reads memory can't remove any; the devices, the claim and the firmware's entry stay."""
+    machine = with_node_1(boot, rules, lockdep=False)  # to take the locks in this order is what lockdep would report
+    before = snapshot(machine)
+    with machine.online_mems(), pytest.raises(DeadlockError):
+        machine.remove_memory(ROOM, 4 * BLOCK)
+    assert snapshot(machine) == before
+    machine.remove_memory(ROOM, 4 * BLOCK)
+
+
+def test_the_blocks_can_be_read_while_others_come_and_go(boot: Boot) -> None:
+    """A reader has the dictionary as it was, whole."""
+    machine = with_node_1(boot)
+    seen = iter(machine.blocks.items())
+    next(seen)
+    machine.remove_memory(ROOM, 4 * BLOCK)
+    assert len(list(seen)) == len(machine.blocks) + 3
+
+
+def test_an_interrupt_in_auto_online_is_raised_and_the_memory_is_there(boot: Boot) -> None:
+    """Ctrl-C in a callback of the automatic online ends that, not the add that is done."""
+    machine = boot("1GiB", parameters={"memhp_default_state": "online"})
+    three(machine, Log(), {0: {MEM_GOING_ONLINE: KeyboardInterrupt()}})
+    with pytest.raises(KeyboardInterrupt):
+        machine.add_memory(0, ROOM, 2 * BLOCK)
+    assert [state(machine, 32), state(machine, 33)] == ["offline", "offline"]
+    machine.remove_memory(ROOM, 2 * BLOCK)
+
+
+def test_an_interrupt_that_waited_comes_with_the_request_that_failed(boot: Boot) -> None:
+    """It is not kept for the next one."""
+    machine = with_node_1(boot)
+    write(machine, "memory32/state", "online")
+    answers: dict[MemoryAction, NotifyResult | BaseException] = {
+        MEM_GOING_OFFLINE: NOTIFY_BAD,
+        MEM_CANCEL_OFFLINE: KeyboardInterrupt(),
+    }
+    three(machine, Log(), {0: answers})
+    with pytest.raises(KeyboardInterrupt):
+        write(machine, "memory32/state", "offline")
+    answers.clear()
+    write(machine, "memory32/state", "offline")

@@ -179,7 +179,7 @@ def test_movable_pages_go_to_the_nearest_other_node(boot: Boot, rules: Rules) ->
 def test_an_offline_waits_until_there_is_room_for_what_must_move(boot: Boot, rules: Rules) -> None:
     """With everything else full it goes on and on, until somebody frees pages."""
     machine = with_node_1(boot, rules)
-    full = machine.alloc_pages(machine.pages.free_pages(), owner="hog")
+    full = machine.alloc_pages(machine.pages.count_free(), owner="hog")
     write(machine, "memory32/state", "online_movable")
     held = machine.alloc_pages(100, blocks=[32], owner="app")
     thread = in_thread(lambda: write(machine, "memory32/state", "offline"))
@@ -454,7 +454,7 @@ def test_a_place_or_kind_that_does_not_exist_is_an_error_that_says_so(boot: Boot
 def test_too_many_pages_are_enomem_and_nothing_is_taken(boot: Boot) -> None:
     """The error says what was asked for and what is free."""
     machine = boot("1GiB")
-    free = machine.pages.free_pages()
+    free = machine.pages.count_free()
     assert free == (GIB >> 12) - 1 - 0x61
     before = snapshot(machine)
     with pytest.raises(HotplugError, match=rf"app asked for {free + 1} movable pages; only {free} are free") as caught:
@@ -462,13 +462,13 @@ def test_too_many_pages_are_enomem_and_nothing_is_taken(boot: Boot) -> None:
     assert caught.value.errno == errnos.ENOMEM
     assert snapshot(machine) == before
     assert machine.alloc_pages(free).nr_pages == free
-    assert machine.pages.free_pages() == 0
+    assert machine.pages.count_free() == 0
 
 
 def test_allocations_of_many_threads_never_overlap(boot: Boot) -> None:
     """Each page has at most one owner, and every page comes back."""
     machine = boot("1GiB")
-    free = machine.pages.free_pages()
+    free = machine.pages.count_free()
 
     def churn() -> list[tuple[int, int]]:
         for size in range(1, 60):
@@ -480,4 +480,16 @@ def test_allocations_of_many_threads_never_overlap(boot: Boot) -> None:
     runs = sorted(run for thread in threads for run in thread.result())
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(runs))
     assert sum(end - start for start, end in runs) == 8 * 997
-    assert machine.pages.free_pages() == free - 8 * 997
+    assert machine.pages.count_free() == free - 8 * 997
+
+
+def test_the_room_of_a_block_in_two_zones_is_counted_once(boot: Boot) -> None:
+    """Block 0 lies in DMA and DMA32: pages that only fit in it twice have nowhere to go, and the offline waits."""
+    machine = boot("256MiB")
+    room = machine.pages.count_free([machine.block(0)])
+    machine.alloc_pages(room - 100, blocks=[0], owner="first")
+    machine.alloc_pages(150, blocks=[1], owner="second")
+    thread = in_thread(lambda: refusal(write, machine, "memory1/state", "offline"))
+    until_parked(thread)
+    machine.send_signal(thread)
+    assert thread.result() == "EINTR"

@@ -412,7 +412,7 @@ class Hotplug(RuleBasedStateMachine):
         present = [(first, end) for _, _, first, end in self.oracle.parts()]
         assert all(any(first <= start and stop <= end for first, end in present) for start, stop in runs)
         free = sum(end - first for first, end in present) - sum(end - start for start, end in runs)
-        assert self.machine.pages.free_pages() == free >= 0
+        assert self.machine.pages.count_free() == free >= 0
 
     @invariant()
     def nobody_holds_a_lock_and_no_order_was_wrong(self) -> None:

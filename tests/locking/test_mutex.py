@@ -345,7 +345,7 @@ class InterruptedGuard:
     """The guard, whose acquisition Ctrl-C interrupts once in one thread, as a wait for any lock can be in the main thread."""
 
     def __init__(self, victim: str) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._victim = victim
         self.armed = False
 
@@ -357,6 +357,9 @@ class InterruptedGuard:
 
     def release(self) -> None:
         self._lock.release()
+
+    def _is_owned(self) -> bool:
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def __enter__(self) -> bool:
         return self.acquire()

@@ -30,7 +30,7 @@ class Tree(Protocol):
         """Give what a symbolic link says."""
 
     def exists(self, path: str) -> bool:
-        """Say whether there is such a file, directory or link."""
+        """Say whether there is such a file or directory, following links."""
 
 
 class DirTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import logging
@@ -12,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memhp.errors import InvalidInput
+from memhp.kernel import Rules
 from memhp.scenario import Player, load
-from memhp.scenario.decode import parse_rules
 from memhp.units import format_size
 
 __all__ = ["main"]
@@ -21,6 +22,7 @@ __all__ = ["main"]
 Event = dict[str, Any]
 
 HELD, FAILED, BAD_INPUT = 0, 1, 2
+BROKEN_PIPE = 141
 _CELLS_PER_ROW = 64
 _MAX_CELLS = 512
 
@@ -28,23 +30,45 @@ _MAX_CELLS = 512
 def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
     """Play the scenario in ``file``; gives the exit code."""
     try:
-        chosen = None if rules is None else parse_rules(rules)
-        if rules is not None and chosen is None:
-            raise InvalidInput(rules, "--rules", "documented, 6.1 or 6.12")
+        chosen = None if rules is None else _rules(rules)
+        _make_printable()
         sink = _json_line if as_json else _quiet(Text().show) if quiet else Text().show
         with _without_log():
             failures = Player(load(file), sink, rules=chosen).play()
+            sys.stdout.flush()
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
         # Whoever reads has seen enough; keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return HELD
+        return BROKEN_PIPE
+    except OSError as error:
+        print(f"memhp: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BAD_INPUT
+    except SystemExit:
+        print("memhp: a callback ended the program; the run is not complete", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("memhp: interrupted", file=sys.stderr)
         return 130
     return FAILED if failures else HELD
+
+
+def _rules(word: str) -> Rules:
+    try:
+        return Rules.of(word)
+    except InvalidInput as error:
+        raise InvalidInput(word, "--rules", error.expected) from None
+
+
+def _make_printable() -> None:
+    # A title may have signs that the terminal's encoding has not; a closed output is an error before anything is played.
+    if sys.stdout is None:
+        raise InvalidInput("closed", "standard output", "an open one")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from memhp.abi.paths import MEMORY, NODE
-from memhp.errors import DeadlockError, HotplugError, InvalidInput
+from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError
 from memhp.kernel import device
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.zones import Node, NodeState
-from memhp.locking import Mutex, requires
+from memhp.locking import Mode, Mutex, current, requires
 from memhp.units import BlockId, PhysAddr, addr_to_pfn, format_ids, format_mem
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _add_resource(machine: Machine, nid: int, start: PhysAddr, size: int, name: 
         raise HotplugError(errno.EINVAL, message)
     if nid not in machine.node_states[NodeState.N_POSSIBLE]:
         possible = format_ids(machine.node_states[NodeState.N_POSSIBLE])
-        raise HotplugError(errno.EINVAL, f"node {nid} is not possible on this machine; possible are {possible}")
+        raise HotplugError(errno.EINVAL, f"node {nid!r} is not possible on this machine; possible are {possible}")
     with machine.mem_hotplug():
         node = machine.nodes[nid]
         blocks = _create_devices(machine, nid, start, size)
@@ -73,7 +73,8 @@ def _create_devices(machine: Machine, nid: int, start: PhysAddr, size: int) -> l
             block = machine.new_block(BlockId(number), nid)
             if block.id in machine.blocks:
                 raise HotplugError(errno.EEXIST, f"{block.name} exists already", block=block.id)
-            machine.blocks[block.id] = block
+            # A new dictionary each time: whoever reads the old one without a lock reads it undisturbed.
+            machine.blocks = {**machine.blocks, block.id: block}
             created.append(block)
             machine.uevents.emit("add", block)
             # device_add() reaches the driver core's probe, which takes the device's lock inside mem_hotplug_lock.
@@ -96,7 +97,7 @@ def _undo_create(machine: Machine, block: MemoryBlock) -> None:
 
 def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     machine.nodes[block.nid].linked.pop(block.id, None)
-    del machine.blocks[block.id]
+    machine.blocks = {number: other for number, other in machine.blocks.items() if number != block.id}
     machine.power_control.pop(f"{MEMORY}/{block.name}/power", None)
     machine.uevents.emit("remove", block)
 
@@ -121,8 +122,12 @@ def _auto_online(machine: Machine, blocks: list[MemoryBlock]) -> None:
         block.online_type = online_type
         try:
             device.device_online(machine, block)
-        except HotplugError as error:
+        except MemhpError as error:
             _log.warning("auto-online stopped at %s: %s", block.name, error)
+            return
+        except BaseException as interrupt:
+            # The memory is added; that can't be an error any more.
+            current().deferred = interrupt
             return
 
 
@@ -135,6 +140,28 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
     if size < 1 or start < 0 or start % machine.block_size or size % machine.block_size:
         # The kernel stops with BUG() here.
         raise InvalidInput((start, size), "remove_memory: (start, size)", f"whole blocks of {machine.block_size:#x} bytes")
+    blocks = _removable(machine, start, size)
+    if machine.locks.mem_hotplug.held(Mode.READ):
+        # The lock comes after the devices are gone in 6.1, so a wait for oneself must be found before.
+        raise DeadlockError(
+            f"{current().name} holds mem_hotplug_lock and would wait for itself in remove_memory()", machine.locks.mem_hotplug
+        )
+    under_lock = machine.rules.value.removes_devices_under_lock
+    if not under_lock:
+        _delete_devices(machine, blocks)
+    with machine.mem_hotplug(interruptible=under_lock):
+        if under_lock:
+            _delete_devices(machine, blocks)
+        if (start, size) in machine.firmware_map:
+            machine.firmware_map.remove((start, size))
+        if not machine.iomem.release_adjustable(start, size):
+            _log.warning("no single iomem resource holds %#x + %#x; none is released", start, size)
+        if blocks:
+            _try_offline_node(machine, machine.nodes[blocks[-1].nid])
+    return [block.id for block in blocks]
+
+
+def _removable(machine: Machine, start: PhysAddr, size: int) -> list[MemoryBlock]:
     first = start // machine.block_size
     found = [machine.blocks.get(n) for n in range(first, first + size // machine.block_size)]
     blocks = [block for block in found if block is not None]
@@ -145,19 +172,7 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
             raise HotplugError(errno.EBUSY, message, block=block.id)
     if len(blocks) < len(found):
         _log.warning("remove_memory: %d of %d blocks of the range do not exist", len(found) - len(blocks), len(found))
-    if (start, size) in machine.firmware_map:
-        machine.firmware_map.remove((start, size))
-    under_lock = machine.rules.value.removes_devices_under_lock
-    if not under_lock:
-        _delete_devices(machine, blocks)
-    with machine.mem_hotplug():
-        if under_lock:
-            _delete_devices(machine, blocks)
-        if not machine.iomem.release_adjustable(start, size):
-            _log.warning("no single iomem resource holds %#x + %#x; none is released", start, size)
-        if blocks:
-            _try_offline_node(machine, machine.nodes[blocks[-1].nid])
-    return [block.id for block in blocks]
+    return blocks
 
 
 def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:

@@ -186,7 +186,7 @@ def _store_autoprobe(machine: Machine, what: None, text: str) -> None:
 
 def _store_probe(machine: Machine, what: None, text: str) -> None:
     # No driver binds to memory blocks, so naming a block that exists is all there is to it.
-    if sysfs_word(text) not in {block.name for block in machine.blocks.copy().values()}:
+    if sysfs_word(text) not in {block.name for block in machine.blocks.values()}:
         raise HotplugError(errno.ENODEV, f"the bus has no device {text!r}")
 
 

@@ -32,9 +32,8 @@ Ram = tuple[tuple[Pfn, int], ...]
 _GIB = 1 << 30
 _HOLE_START = 3 * _GIB
 _HOLE_END = 4 * _GIB
-_MAX_RAM = 1 << 46
 _MAX_BLOCK_SIZE = 2 * _GIB
-# What a PC's firmware leaves of the first MiB: page 0 and 640 KiB..1 MiB are no System RAM.
+# What a PC's firmware leaves of the first MiB: page 0 and 636 KiB..1 MiB are no System RAM.
 _LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
 
 
@@ -246,8 +245,6 @@ def plan_from_spec(
         raise InvalidInput(list(nodes), "nodes", "at least one node with memory")
     ranges = _lay_out(specs)
     ram_end = max(end for _, _, end in ranges)
-    if ram_end > _MAX_RAM:
-        raise InvalidInput(format_size(ram_end), "nodes", f"memory that ends at or below {format_size(_MAX_RAM)}")
     size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
     if size < SECTION_SIZE or size & (size - 1):
         raise InvalidInput(block_size, "block_size", f"a power of two of at least {format_size(SECTION_SIZE)}")

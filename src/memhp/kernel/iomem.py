@@ -52,13 +52,13 @@ class Iomem:
         for resource in self._resources:
             if resource.start <= wanted.end and wanted.start <= resource.end:
                 raise HotplugError(errno.EEXIST, f"{wanted} overlaps {resource}")
-        self._resources.append(wanted)
-        self._resources.sort()
+        # A new list each time: sorting in place would show an empty one to whoever looks.
+        self._resources = sorted([*self._resources, wanted])
         return wanted
 
     def release(self, resource: Resource) -> None:
         """Give back a claim whole."""
-        self._resources.remove(resource)
+        self._resources = [other for other in self._resources if other != resource]
 
     def release_adjustable(self, start: int, size: int) -> bool:
         """Cut a range out of the one claim that contains it; False, and nothing done, if none does.
@@ -71,6 +71,6 @@ class Iomem:
             if resource.start <= start and end <= resource.end:
                 parts = [(resource.start, start - 1), (end + 1, resource.end)]
                 rest = [Resource(first, last, resource.name) for first, last in parts if first <= last]
-                self._resources[index : index + 1] = rest
+                self._resources = [*self._resources[:index], *rest, *self._resources[index + 1 :]]
                 return True
         return False

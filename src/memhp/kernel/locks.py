@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore
+from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore, current
 
 __all__ = ["Locks", "MemHotplug"]
 
@@ -54,14 +54,29 @@ class Locks:
 
 
 class MemHotplug:
-    """``with`` it, cpu_hotplug_lock is held for reading and mem_hotplug_lock for writing, in this order."""
+    """``with`` it, cpu_hotplug_lock is held for reading and mem_hotplug_lock for writing, in this order.
 
-    __slots__ = ("_locks",)
+    Not ``interruptible``, Ctrl-C waits for the end of the request: a part of it is done that can't be undone.
+    """
 
-    def __init__(self, locks: Locks) -> None:
+    __slots__ = ("_interruptible", "_locks")
+
+    def __init__(self, locks: Locks, *, interruptible: bool = True) -> None:
         self._locks = locks
+        self._interruptible = interruptible
 
     def __enter__(self) -> None:
+        while True:
+            try:
+                return self._enter()
+            except Exception:
+                raise
+            except BaseException as interrupt:
+                if self._interruptible:
+                    raise
+                current().deferred = interrupt
+
+    def _enter(self) -> None:
         self._locks.cpu_hotplug.read_acquire()
         try:
             self._locks.mem_hotplug.write_acquire()

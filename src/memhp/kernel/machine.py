@@ -15,7 +15,7 @@ from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import add, device
 from memhp.kernel import hotplug as core
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
-from memhp.kernel.boot import Parameters, Plan, plan_from_spec
+from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
 from memhp.kernel.bringup import bringup
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug
@@ -28,7 +28,7 @@ from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
 from memhp.locking import Lockdep
 from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
-from memhp.locking.switch import finish_request, task_of
+from memhp.locking.switch import ending_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
 from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, format_ids, format_size
 
@@ -42,7 +42,8 @@ def _request(method: Callable[Concatenate[Machine, P], R]) -> Callable[Concatena
     # A request from outside.
     @functools.wraps(method)
     def request(self: Machine, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return finish_request(method(self, *args, **kwargs))
+        with ending_request():
+            return method(self, *args, **kwargs)
 
     return request
 
@@ -67,9 +68,10 @@ class Machine:
     """
 
     def __init__(
-        self, plan: Plan, *, rules: Rules = Rules.DOCUMENTED, device_hotplug_lock: bool = True, lockdep: bool = False
+        self, plan: Plan, *, rules: Rules | str = Rules.DOCUMENTED, device_hotplug_lock: bool = True, lockdep: bool = False
     ) -> None:
-        self.rules = rules
+        self.rules = Rules.of(rules)
+        _check_plan(plan)
         self.dep = Lockdep() if lockdep else None
         self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
         self.memory_chain = NotifierChain(dep=self.dep)
@@ -94,7 +96,7 @@ class Machine:
         bringup(self, plan)
 
     def __repr__(self) -> str:
-        online = [block for block in self.blocks.copy().values() if block.state is BlockState.ONLINE]
+        online = [block for block in self.blocks.values() if block.state is BlockState.ONLINE]
         gib = sum(block.ram_pages for block in online) * PAGE_SIZE / 2**30
         return f"<Machine {gib:.4g} GiB online in {len(online)} of {len(self.blocks)} blocks, {self.rules.value.title}>"
 
@@ -103,7 +105,7 @@ class Machine:
     @classmethod
     def boot(
         cls,
-        nodes: Sequence[object] | str | int = ("4GiB",),
+        nodes: Sequence[object] | str | int | NodeSpec = ("4GiB",),
         *,
         block_size: str | int | None = None,
         room: str | int | None = None,
@@ -111,7 +113,7 @@ class Machine:
         hypervisor: bool = True,
         physical_bits: int = 46,
         five_level_paging: bool = False,
-        rules: Rules = Rules.DOCUMENTED,
+        rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
         lockdep: bool = False,
     ) -> Machine:
@@ -126,17 +128,26 @@ class Machine:
             hypervisor: whether it is a VM, which matters for the default block size only.
             physical_bits: how many bits of a physical address the CPU has; memory can't be claimed above.
             five_level_paging: whether 2^52 bytes can be mapped, not 2^46.
-            rules: the document, or a kernel.
+            rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
             lockdep: watch the order of locks.
 
         Raises:
             InvalidInput: a malformed value, with its place.
         """
-        listed = [nodes] if isinstance(nodes, str | int) else nodes
-        plan = plan_from_spec(listed, block_size=block_size, room=room, parameters=parameters, rules=rules, hypervisor=hypervisor)
+        listed = nodes if isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes) else [nodes]
+        plan = plan_from_spec(
+            listed,
+            block_size=block_size,
+            room=room,
+            parameters=parameters,
+            rules=Rules.of(rules),
+            hypervisor=hypervisor,
+        )
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
+        if not isinstance(five_level_paging, bool):
+            raise InvalidInput(five_level_paging, "five_level_paging", "true or false")
         plan.physical_bits, plan.five_level_paging = physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
@@ -145,7 +156,7 @@ class Machine:
         cls,
         tree: Tree,
         *,
-        rules: Rules = Rules.DOCUMENTED,
+        rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
         lockdep: bool = False,
     ) -> Machine:
@@ -156,7 +167,7 @@ class Machine:
         Raises:
             InvalidInput: a file is missing or malformed, with its path.
         """
-        plan = plan_from_tree(tree, rules=rules)
+        plan = plan_from_tree(tree, rules=Rules.of(rules))
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     def new_block(self, block_id: BlockId, nid: int) -> MemoryBlock:
@@ -197,10 +208,11 @@ class Machine:
     # -- reading memory safely
 
     def online_mems(self) -> ReadSide:
-        """Keep memory from vanishing: ``with machine.online_mems():`` no block comes or goes. Cheap when nothing changes.
+        """Keep memory from vanishing: ``with machine.online_mems():`` no page comes or goes. Cheap when nothing changes.
 
         A change waits for all such readers, and readers that come after it wait for the change. A thread that already
-        reads must not wait for another reader, and a callback may not use it (its own change holds the write side).
+        reads must not wait for another reader, and a callback may not use it (its own change holds the write side). Devices
+        of blocks that are offline may go all the same: Linux 6.1 deletes them before it takes the lock.
         """
         return self._online_mems
 
@@ -236,7 +248,9 @@ class Machine:
                 or no such node; nothing was changed.
         """
         with self.locks.device_hotplug:
-            return add.add_memory(self, nid, PhysAddr(_number(start, "start")), _number(size, "size"), name)
+            return add.add_memory(
+                self, _number(nid, "nid", "the number of a node"), PhysAddr(_number(start, "start")), _number(size, "size"), name
+            )
 
     @_request
     def remove_memory(self, start: int, size: int) -> list[BlockId]:
@@ -316,9 +330,9 @@ class Machine:
         lock: Guardable = getattr(self.locks, name)
         return lock
 
-    def mem_hotplug(self) -> MemHotplug:
+    def mem_hotplug(self, *, interruptible: bool = True) -> MemHotplug:
         """Hold cpu_hotplug_lock for reading and mem_hotplug_lock for writing (``mem_hotplug_begin``, ``mem_hotplug_done``)."""
-        return MemHotplug(self.locks)
+        return MemHotplug(self.locks, interruptible=interruptible)
 
     @contextlib.contextmanager
     def device_hotplug_sysfs(self) -> Iterator[None]:
@@ -359,6 +373,8 @@ class Machine:
         Raises:
             HotplugError: ENODEV, there is none.
         """
+        if not isinstance(block_id, int) or isinstance(block_id, bool):
+            raise InvalidInput(block_id, "block", "the id of a memory block, a number")
         block = self.blocks.get(block_id)
         if block is None:
             raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
@@ -402,9 +418,16 @@ class Machine:
         return sum(zone.managed for node in self.nodes.values() for zone in node.zones) << PAGE_SHIFT
 
 
-def _number(value: object, where: str) -> int:
+def _check_plan(plan: Plan) -> None:
+    last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
+    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
+    if last << PAGE_SHIFT > end:
+        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
+
+
+def _number(value: object, where: str, expected: str = "a number of bytes") -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidInput(value, where, "a number of bytes")
+        raise InvalidInput(value, where, expected)
     return value
 
 

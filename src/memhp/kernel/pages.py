@@ -54,22 +54,19 @@ class Allocation:
         owner: whose they are, for messages.
         pins: how many references keep them from migrating.
         extents: where they are now.
+        freed: whether they were given back.
     """
 
     kind: PageKind
     owner: str
     pins: int = 0
     extents: list[Extent] = field(default_factory=list)
+    freed: bool = False
 
     @property
     def nr_pages(self) -> int:
         """How many pages it holds."""
         return sum(extent.nr_pages for extent in self.extents)
-
-    @property
-    def freed(self) -> bool:
-        """Whether it was given back."""
-        return not self.extents
 
     @property
     def blocks(self) -> list[int]:
@@ -108,7 +105,7 @@ class Pages:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         # The kernel has a lock per zone; one for all keeps an allocation over several zones in one piece.
-        self.lock = Mutex("zone->lock", machine.dep)
+        self.lock = Mutex("zone->lock", machine.dep, interruptible=False)
         self.changed = WaitQueue("page state")
         self.generation = 0
         """Grows with each change that could let a stuck offline go on."""
@@ -157,11 +154,21 @@ class Pages:
         with self.lock:
             if allocation.freed:
                 raise InvalidInput(str(allocation), "free", "an allocation that was not freed yet")
-            for extent in allocation.extents:
+            extents = allocation.extents.copy()
+            for extent in extents:
                 extent.block.used.remove(extent)
             allocation.extents.clear()
             allocation.pins = 0
+            allocation.freed = True
+            for extent in extents:
+                self._keep_poisoned(extent)
         self.notice()
+
+    def _keep_poisoned(self, extent: Extent) -> None:
+        # A page with bad hardware never goes back to the allocator.
+        for pfn in sorted(extent.block.poisoned):
+            if extent.start_pfn <= pfn < extent.end_pfn:
+                self.occupy(Allocation(PageKind.POISONED, "memory failure"), extent.block, pfn, 1)
 
     def pin(self, allocation: Allocation) -> None:
         """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do)."""
@@ -182,15 +189,16 @@ class Pages:
             allocation.pins -= 1
         self.notice()
 
-    def free_pages(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
+    def count_free(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
         """Count the free pages of the blocks (all by default) that can be allocated now."""
-        chosen = self._machine.blocks.copy().values() if blocks is None else blocks
+        chosen = self._machine.blocks.values() if blocks is None else blocks
         with self.lock:
             return sum(self._free_in(block) for block in chosen if _allocatable(block))
 
     def notice(self) -> None:
         """Let a stuck offline look again."""
-        self.generation += 1
+        with self.lock:
+            self.generation += 1
         self.changed.wake_up()
 
     # -- what offlining calls
@@ -263,7 +271,8 @@ class Pages:
         # mm/memory_hotplug.c, do_migrate_range(): any other node with memory, and the own one only if it is the sole one.
         own = extent.block.nid
         nodes = [nid for nid in self._by_distance(own) if nid != own] or [own]
-        blocks = list(self._blocks_of(nodes, PageKind.MOVABLE))
+        # A block in two zones comes twice, and its room must be counted once.
+        blocks = list(dict.fromkeys(self._blocks_of(nodes, PageKind.MOVABLE)))
         if sum(self._free_in(block) for block in blocks) < extent.nr_pages:
             return False
         allocation = extent.allocation

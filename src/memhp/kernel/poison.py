@@ -24,9 +24,11 @@ def hard_offline_page(machine: Machine, pfn: Pfn) -> None:
             uses it itself, so it is marked but stays where it is.
     """
     block = machine.blocks.get(machine.block_id_of(pfn))
-    if block is None or not block.present:
-        raise HotplugError(errno.ENXIO, f"there is no online page {pfn:#x}")
+    if block is None:
+        raise HotplugError(errno.ENXIO, f"there is no page {pfn:#x}")
     with machine.pages.lock:
+        if not block.present:
+            raise HotplugError(errno.ENXIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
             raise HotplugError(EHWPOISON, f"page {pfn:#x} of {block.name} is poisoned already", block=block.id)
         block.poisoned.add(pfn)
@@ -46,9 +48,9 @@ def soft_offline_page(machine: Machine, pfn: Pfn) -> None:
     block = machine.blocks.get(machine.block_id_of(pfn))
     if block is None:
         raise HotplugError(errno.ENXIO, f"there is no page {pfn:#x}")
-    if not block.present:
-        raise HotplugError(errno.EIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
     with machine.pages.lock:
+        if not block.present:
+            raise HotplugError(errno.EIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
             return
         owner = machine.pages.give_up(block, pfn, hard=False)

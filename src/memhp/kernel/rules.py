@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from memhp.errors import InvalidInput
 from memhp.events import MemoryAction
 from memhp.kernel.blocks import OnlineType
 
@@ -80,6 +81,18 @@ class Rules(enum.Enum):
         action_numbers=_ENUM,
     )
     """Debian's 6.12.117 cloud kernel, as observed."""
+
+    @classmethod
+    def of(cls, value: Rules | str) -> Rules:
+        """Give rules by their name (:attr:`text`), or as they are.
+
+        Raises:
+            InvalidInput: another name.
+        """
+        for rules in cls:
+            if value is rules or value == rules.text:
+                return rules
+        raise InvalidInput(value, "rules", "documented, 6.1 or 6.12")
 
     def number(self, action: MemoryAction) -> int:
         """Give the number that stands for ``action`` in this release (MEM_ONLINE is 0 in 6.12.117)."""

@@ -29,7 +29,7 @@ from memhp.kernel.attributes import (
 )
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import Node
-from memhp.locking.switch import finish_request
+from memhp.locking.switch import ending_request
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -191,10 +191,11 @@ class SysfsFile:
         if self._attribute.store is None:
             raise HotplugError(errno.EIO, f"{self._path} takes no writes")
         try:
-            self._attribute.store(self._machine, self._what, raw.decode("latin-1"))
+            with ending_request():
+                self._attribute.store(self._machine, self._what, raw.decode("latin-1"))
         except InvalidInput as error:
             raise HotplugError(errno.EINVAL, f"{self._path}: {error.value!r}; expected {error.expected}") from None
-        return finish_request(len(raw))
+        return len(raw)
 
     def _check(self) -> None:
         gone = self._what.removed if isinstance(self._what, MemoryBlock) else False
@@ -257,7 +258,7 @@ def _node_directory(node: Node) -> _Directory:
 
 def _memory_directory(machine: Machine) -> _Directory:
     def directories() -> dict[str, None]:
-        return {"power": None, **dict.fromkeys(f"memory{number}" for number in machine.blocks.copy())}
+        return {"power": None, **dict.fromkeys(f"memory{number}" for number in machine.blocks)}
 
     rules = machine.rules.value
     files = {**MEMORY_FILES, **(CRASH_FILES if rules.crash_hotplug else {}), **(FAILURE_FILES if rules.memory_failure else {})}
@@ -274,7 +275,7 @@ def _node_root(machine: Machine) -> _Directory:
 
 def _bus_devices(machine: Machine) -> _Directory:
     def links() -> dict[str, str]:
-        names = [block.name for block in machine.blocks.copy().values()]
+        names = [block.name for block in machine.blocks.values()]
         return {name: f"../../../devices/system/memory/{name}" for name in names}
 
     return _Directory(None, {}, dict, links)

@@ -19,6 +19,8 @@ from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, forma
 __all__ = ["plan_from_tree"]
 
 T = TypeVar("T")
+_MAX_NODES = 1024
+_MAX_BLOCK_SIZE = 1 << 40
 
 _BLOCK_NAME = re.compile(r"memory(\d+)")
 _NODE_NAME = re.compile(r"node(\d+)")
@@ -34,13 +36,15 @@ def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
         InvalidInput: a file is missing or malformed; the error names it.
     """
     size = _read(tree, f"{MEMORY}/block_size_bytes", parse_hex)
-    if size < PAGE_SIZE or size & (size - 1):
-        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", "a power of two")
+    if not PAGE_SIZE <= size <= _MAX_BLOCK_SIZE or size & (size - 1):
+        raise InvalidInput(size, f"{MEMORY}/block_size_bytes", "a power of two that a block can have")
     if size < SECTION_SIZE:
         raise InvalidInput(size, f"{MEMORY}/block_size_bytes", f"at least the x86-64 section size, {SECTION_SIZE:#x}")
     numbers = [int(match[1]) for name in _list(tree, MEMORY) if (match := _BLOCK_NAME.fullmatch(name))]
     if not numbers:
         raise InvalidInput(MEMORY, MEMORY, "at least one memory block")
+    if max(numbers) * size >= 1 << 52:
+        raise InvalidInput(f"memory{max(numbers)}", MEMORY, "blocks below 2^52 bytes")
     if len(set(numbers)) != len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise InvalidInput(f"memory{twice}", MEMORY, "each block once")
@@ -85,8 +89,8 @@ def _nodes_of_tree(tree: Tree) -> tuple[list[int], list[NodeSpec | None]]:
     if not tree.exists(NODE):  # a kernel without CONFIG_NUMA
         return [0], [NodeSpec()]
     possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
-    if not possible:
-        raise InvalidInput("", f"{NODE}/possible", "at least one node")
+    if not possible or max(possible) >= _MAX_NODES:
+        raise InvalidInput(format_ids(possible), f"{NODE}/possible", f"at least one node, and none from {_MAX_NODES} on")
     online = [nid for nid in possible if tree.exists(f"{NODE}/node{nid}")]
     nodes: list[NodeSpec | None] = [None] * (max(possible) + 1)
     for nid in possible:

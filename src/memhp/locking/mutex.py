@@ -21,10 +21,14 @@ class Mutex:
     ``with mutex:`` takes and releases.
     """
 
-    __slots__ = ("_free", "_queue", "dep", "lock_class", "name", "owner", "serial")
+    __slots__ = ("_free", "_queue", "dep", "interruptible", "lock_class", "name", "owner", "serial")
 
-    def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None) -> None:
+    def __init__(
+        self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, interruptible: bool = True
+    ) -> None:
         self.name = name
+        self.interruptible = interruptible
+        """Whether Ctrl-C ends a wait for it."""
         self.lock_class = lock_class or name
         self.serial = next_serial()
         self.dep = dep
@@ -63,7 +67,7 @@ class Mutex:
             else:
                 if self._queue is None:
                     self._queue = collections.deque()
-                switch.park(Waiter(task, self, Op.ACQUIRE), self._queue, abandon=self._pass_on)
+                switch.park(Waiter(task, self, Op.ACQUIRE), self._queue, abandon=self._pass_on, interruptible=self.interruptible)
         task.held.append(Held(self, Mode.WRITE, site))
 
     def try_acquire(self) -> bool:

@@ -17,7 +17,7 @@ import enum
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memhp.errors import DeadlockError
 
@@ -34,14 +34,12 @@ __all__ = [
     "Waitable",
     "control",
     "current",
-    "finish_request",
+    "ending_request",
     "guard",
     "park",
     "point",
     "task_of",
 ]
-
-T = TypeVar("T")
 
 # Seconds between two looks at whether the tasks waited for still live. Only a task that is parked pays for it.
 _LIVENESS_INTERVAL = 1.0
@@ -175,8 +173,8 @@ class Driver(Protocol):
         """Announce ``op``; return when the task may perform it (then ``lock.ready(task, op)`` holds)."""
 
 
-guard = threading.Lock()
-"""Guards the blocking state of every lock, for moments."""
+guard = threading.RLock()
+"""Guards the blocking state of every lock, for moments. Reentrant only so that it can be asked whether it is owned."""
 
 _driver: Driver | None = None
 _local = threading.local()
@@ -195,13 +193,25 @@ def current() -> Task:
     return task
 
 
-def finish_request(result: T) -> T:
-    """End a request: raise the interrupt that had to wait for the end of the change, or give the result."""
-    task = current()
-    if task.deferred is not None:
-        interrupt, task.deferred = task.deferred, None
+@contextlib.contextmanager
+def ending_request() -> Iterator[None]:
+    """At the end of a request, raise the interrupt that had to wait for it, in place of the request's own error if it failed."""
+    try:
+        yield
+    except BaseException as error:
+        interrupt = _take_deferred()
+        if interrupt is not None and interrupt is not error:
+            raise interrupt from error
+        raise
+    interrupt = _take_deferred()
+    if interrupt is not None:
         raise interrupt
-    return result
+
+
+def _take_deferred() -> BaseException | None:
+    task = current()
+    interrupt, task.deferred = task.deferred, None
+    return interrupt
 
 
 def task_of(thread: threading.Thread) -> Task:
@@ -234,13 +244,14 @@ def control(driver: Driver) -> Iterator[None]:
         _driver = None
 
 
-def park(waiter: Waiter, queue: collections.deque[Waiter], *, abandon: Callable[[], None]) -> None:
+def park(waiter: Waiter, queue: collections.deque[Waiter], *, abandon: Callable[[], None], interruptible: bool = True) -> None:
     """Wait until somebody wakes the waiter. Called with the guard held; returns with it held.
 
     Args:
         waiter: not yet in ``queue``; the waker takes it out and calls ``wake()``.
         queue: where the waker looks for it.
         abandon: gives back what was granted, when an exception (Ctrl-C) arrives after the grant.
+        interruptible: whether Ctrl-C ends the wait; else the end of the request raises it.
 
     Raises:
         DeadlockError: the wait can never end. The waiter is out of the queue then.
@@ -255,10 +266,18 @@ def park(waiter: Waiter, queue: collections.deque[Waiter], *, abandon: Callable[
     try:
         while not waiter.woken:
             guard.release()
+            woken = True
             try:
-                woken = waiter.wait()
-            finally:
-                _take_guard_again()
+                try:
+                    woken = waiter.wait()
+                finally:
+                    _take_guard_again()
+            except Exception:
+                raise
+            except BaseException as interrupt:
+                if interruptible:
+                    raise
+                waiter.task.deferred = interrupt
             # The grant may have come between the look at the clock and the guard.
             if not woken and not waiter.woken:
                 _refuse_endless(waiter)
@@ -280,6 +299,9 @@ def _take_guard_again() -> None:
             break
         except BaseException as error:
             interrupt = error
+            # The interrupt may have come right behind the success.
+            if guard._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - what threading.Condition asks too
+                break
     if interrupt is not None:
         raise interrupt
 

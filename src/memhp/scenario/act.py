@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from memhp.abi.paths import MEMORY
 from memhp.errors import ScenarioError
-from memhp.kernel import BlockState, Machine, MemoryBlock
+from memhp.kernel import Allocation, BlockState, Machine, MemoryBlock
 from memhp.scenario.model import Selection, Step
 from memhp.units import format_ids
 
@@ -74,13 +74,15 @@ class Actor:
         if selection.ids:
             return list(selection.ids)
         among = set(self._named(step, selection.among) if selection.among else self._machine.blocks)
-        blocks = [block for number, block in sorted(self._machine.blocks.copy().items()) if number in among]
+        blocks = [block for number, block in sorted(self._machine.blocks.items()) if number in among]
         fits = [block for block in blocks if _fits(block, selection, state)]
         if selection.size:
             count = -(-selection.size // self._machine.block_size)
             return self._exactly(step, fits, count, from_end=state is BlockState.ONLINE)
         if selection.place:
             return self._exactly(step, fits, selection.count, from_end=selection.place == "last")
+        if not fits:
+            raise self._bad(step, step.shown, "at least one block; none is there")
         return [block.id for block in fits]
 
     def _named(self, step: Step, name: str) -> list[int]:
@@ -145,20 +147,22 @@ class Actor:
         return f"{allocation.nr_pages} pages in memory{format_ids(allocation.blocks)}"
 
     def _free(self, step: Step) -> None:
-        if self._holdings.free(step.arguments["name"]) is None:
-            raise self._unknown_pages(step)
+        self._held(step)
+        self._holdings.free(step.arguments["name"])
 
     def _pin(self, step: Step) -> None:
-        allocation = self._holdings.get(step.arguments["name"])
-        if allocation is None:
-            raise self._unknown_pages(step)
-        self._machine.pages.pin(allocation)
+        for allocation in self._held(step):
+            self._machine.pages.pin(allocation)
 
     def _unpin(self, step: Step) -> None:
-        allocation = self._holdings.get(step.arguments["name"])
-        if allocation is None:
+        for allocation in self._held(step):
+            self._machine.pages.unpin(allocation)
+
+    def _held(self, step: Step) -> list[Allocation]:
+        held = self._holdings.get(step.arguments["name"])
+        if not held:
             raise self._unknown_pages(step)
-        self._machine.pages.unpin(allocation)
+        return held
 
     def _unknown_pages(self, step: Step) -> ScenarioError:
         return self._bad(step, step.arguments["name"], "the name of pages that are allocated now")

@@ -19,36 +19,41 @@ __all__ = ["Holdings", "make_callback"]
 
 
 class Holdings:
-    """The allocations of a scenario by name."""
+    """The allocations of a scenario by name; a name that is used again holds all of them."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._lock = threading.Lock()
-        self._held: dict[str, Allocation] = {}
+        self._held: dict[str, list[Allocation]] = {}
 
     def take(self, wanted: Allocate, blocks: list[int] | None) -> Allocation:
-        """Allocate under the name; what it held before stays allocated under nobody's name."""
+        """Allocate under the name."""
         allocation = self._machine.alloc_pages(
             wanted.nr_pages, wanted.kind, node=wanted.node, blocks=blocks, owner=wanted.owner or wanted.name
         )
         if wanted.pinned:
             self._machine.pages.pin(allocation)
         with self._lock:
-            self._held[wanted.name] = allocation
+            self._held.setdefault(wanted.name, []).append(allocation)
         return allocation
 
-    def get(self, name: str) -> Allocation | None:
-        """Give the allocation of that name if it is held."""
+    def get(self, name: str) -> list[Allocation]:
+        """Give the allocations of that name."""
         with self._lock:
-            return self._held.get(name)
+            return list(self._held.get(name, ()))
 
-    def free(self, name: str) -> Allocation | None:
-        """Give the pages of that name back; None if there are none."""
+    def free(self, name: str, blocks: list[int] | None = None) -> int:
+        """Give the pages of that name back, or those of its allocations that lie in ``blocks``; says how many pages."""
         with self._lock:
-            allocation = self._held.pop(name, None)
-        if allocation is not None:
-            self._machine.free_pages(allocation)
-        return allocation
+            held = self._held.pop(name, [])
+            kept = [] if blocks is None else [one for one in held if not set(one.blocks) & set(blocks)]
+            if kept:
+                self._held[name] = kept
+        given = [one for one in held if one not in kept]
+        pages = sum(one.nr_pages for one in given)
+        for one in given:
+            self._machine.free_pages(one)
+        return pages
 
 
 def make_callback(
@@ -83,10 +88,8 @@ def _react(
     if reaction.delay:
         time.sleep(reaction.delay)
     for held in reaction.free:
-        allocation = holdings.get(held)
-        if allocation is not None and set(allocation.blocks) & set(blocks):
-            pages = allocation.nr_pages
-            holdings.free(held)
+        pages = holdings.free(held, blocks)
+        if pages:
             did(name, f"freed {held}, {pages} pages")
     if reaction.allocate is not None:
         allocation = holdings.take(reaction.allocate, blocks)

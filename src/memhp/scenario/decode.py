@@ -26,7 +26,7 @@ from memhp.scenario.model import (
 from memhp.scenario.reader import Value, read_yaml
 from memhp.units import PAGE_SIZE, format_size, parse_ids, parse_size
 
-__all__ = ["load", "parse_rules"]
+__all__ = ["load"]
 
 _RULES = {rules.text: rules for rules in Rules}
 _ACTIONS = tuple(action.name for action in MemoryAction)
@@ -58,11 +58,6 @@ def load(path: str | os.PathLike[str]) -> Scenario:
         steps=_steps(top["steps"], names),
         expect=_expectations(top["expect"]) if "expect" in top else None,
     )
-
-
-def parse_rules(word: str) -> Rules | None:
-    """Give rules by the name that files and the command line use, or None."""
-    return _RULES.get(word)
 
 
 # -- the machine
@@ -103,6 +98,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
             where = given[name]
             part = {key: description[key] for key in description if key in {"nodes", name}}
             where.checked(lambda part=part: Machine.boot(**part, rules=rules))  # type: ignore[misc]
+    where.checked(lambda: Machine.boot(**description, rules=rules))
 
 
 # -- callbacks
@@ -226,11 +222,17 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         line=value.line,
         verb=key.text(),
         arguments=arguments,
-        thread=_name(extra["thread"]) if "thread" in extra else "",
+        thread=_thread(extra["thread"]) if "thread" in extra else "",
         shown=shown,
         alias=_alias(extra["as"]) if "as" in extra else "",
         expect=expect,
     )
+
+
+def _thread(value: Value) -> str:
+    if value.text() == "main":
+        value.fail("another name; main is the thread of the steps that name none")
+    return _name(value)
 
 
 def _alias(value: Value) -> str:

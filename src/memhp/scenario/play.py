@@ -331,7 +331,7 @@ def _picture(machine: Machine) -> Event:
             "zones": sorted({zone.type.label for zone, _, _ in block.present}),
             "used_pages": sum(extent.nr_pages for extent in block.used),
         }
-        for block in sorted(machine.blocks.copy().values(), key=lambda block: block.id)
+        for block in sorted(machine.blocks.values(), key=lambda block: block.id)
     ]
     return {
         "block_size": machine.block_size,
