@@ -15,6 +15,7 @@
     │   └── DeadlockError               a wait that can never end: .chain
     ├── LabError                        a real kernel could not be asked: .hint
     │   ├── LabMissing                  something that the lab needs isn't here: .missing
+    │   ├── DimmRefused                 a DIMM can't be plugged in or pulled out: .errno
     │   └── GuestFailed                 the guest ended, or doesn't answer: .console
     └── HotplugError (OSError)          the request failed as a kernel would fail it: .errno .block
         ├── Vetoed                      a callback refused: .callback .action .__cause__
@@ -32,6 +33,7 @@ __all__ = [
     "EHWPOISON",
     "AlreadyRegistered",
     "DeadlockError",
+    "DimmRefused",
     "GuestFailed",
     "HotplugError",
     "Interrupted",
@@ -190,6 +192,14 @@ class LabMissing(LabError):
     def __init__(self, missing: Sequence[str], hint: str) -> None:
         super().__init__(f"missing: {', '.join(missing)}", hint)
         self.missing = tuple(missing)
+
+
+class DimmRefused(LabError):
+    """A DIMM can't be plugged in or pulled out; ``errno`` is that of the guest's kernel, 0 if QEMU refused."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class GuestFailed(LabError):

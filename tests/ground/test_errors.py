@@ -12,6 +12,7 @@ from memhp import MEM_GOING_OFFLINE, NOTIFY_OK, NotifierBlock, errors
 from memhp.errors import (
     AlreadyRegistered,
     DeadlockError,
+    DimmRefused,
     GuestFailed,
     HotplugError,
     Interrupted,
@@ -52,6 +53,7 @@ EXAMPLES: dict[type[MemhpError], MemhpError] = {
         DeadlockError("for ever", LOCK, ["T1 waits for A", "T2 waits for B"]),
         LabError("no room in the guest", "ask for less"),
         LabMissing(["qemu-system-x86_64"], "apt-get install qemu-system-x86"),
+        DimmRefused("the guest keeps the DIMM", errno.EBUSY),
         GuestFailed("the guest panicked", ["Kernel panic - not syncing"]),
         HotplugError(errno.EBUSY, "memory32 has unmovable pages", block=32),
         Vetoed(errno.ENOMEM, "balloon refused", block=32, callback=BLOCK, action=MEM_GOING_OFFLINE),

@@ -47,6 +47,7 @@ class Agent:
         self._uevents = uevents
         self._does: dict[str, Callable[..., Any]] = {
             "read": self.read,
+            "grep": self.grep,
             "write": self.write,
             "run": self.run,
             "blocks": self.blocks,
@@ -75,6 +76,10 @@ class Agent:
             return b"".join(parts).decode(errors="backslashreplace")
         finally:
             os.close(descriptor)
+
+    def grep(self, path: str, pattern: str) -> list[str]:
+        """Give the lines of a file that match; long files (kallsyms) would take long over the port."""
+        return [line for line in self.read(path).splitlines() if re.search(pattern, line)]
 
     def write(self, path: str, text: str, append: bool = False) -> int:  # noqa: FBT001, FBT002 - JSON gives it by name
         """Write to a file with one ``write()``."""

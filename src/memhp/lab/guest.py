@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import importlib
 import json
 import os
 import select
@@ -16,14 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from memhp.errors import GuestFailed, LabMissing, errno_name
 from memhp.lab.agent import MARK, encode
 from memhp.lab.image import initramfs
 from memhp.lab.kernels import Kernel, userland
 from memhp.lab.qemu import QEMU, Shape, command_line
-from memhp.lab.qmp import Monitor
+
+if TYPE_CHECKING:
+    from memhp.lab.qmp import Monitor
 
 __all__ = ["Channel", "Guest", "GuestErrno", "missing_tools"]
 
@@ -32,8 +35,16 @@ _POLL = 0.2
 
 
 def missing_tools() -> list[str]:
-    """List the programs of this machine that a guest needs and that aren't here."""
-    return [] if shutil.which(QEMU) else [QEMU]
+    """List what a guest needs and this machine doesn't have, each with how to get it."""
+    return [*([] if shutil.which(QEMU) else [f"{QEMU} (on Debian: apt-get install qemu-system-x86)"]), *_missing_library()]
+
+
+def _missing_library() -> list[str]:
+    try:
+        importlib.import_module("qemu.qmp")
+    except ImportError:
+        return ["qemu.qmp (pip install 'memhp[lab]')"]
+    return []
 
 
 class GuestErrno(OSError):
@@ -130,7 +141,7 @@ class Guest:
     def __init__(self, kernel: Kernel, shape: Shape, *, patience: float = 60.0) -> None:
         missing = missing_tools()
         if missing:
-            raise LabMissing(missing, "on Debian: apt-get install qemu-system-x86")
+            raise LabMissing(missing, "")
         self.kernel = kernel
         self.shape = shape
         self.patience = patience
@@ -168,6 +179,8 @@ class Guest:
             self._launch(command_line(self.shape, self.kernel.image, root, directory))
             self._stream = self._accept(listener)
         self.channel = Channel(self._stream, self._trouble)
+        from memhp.lab.qmp import Monitor  # noqa: PLC0415 - its library is an extra
+
         self.monitor = Monitor(directory / "qmp")
         self.channel.wait(0, self.patience)
         self.boot_seconds = time.monotonic() - begun

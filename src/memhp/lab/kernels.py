@@ -230,5 +230,3 @@ class _Fetcher:
             (whole / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(root, ignore_errors=True)
             whole.rename(root)
-
-

@@ -34,12 +34,15 @@ class Probes:
     offset: int
     """Where start_pfn stands in ``struct memory_notify``."""
 
-    def definitions(self, symbols: str) -> list[tuple[str, str]]:
-        """Give what to write where, in order; ``symbols`` is /proc/kallsyms."""
+    symbol: str = ""
+    """The chain's head, where the function serves every chain."""
+
+    def definitions(self, address: str) -> list[tuple[str, str]]:
+        """Give what to write where, in order; ``address`` is that of the symbol, in hexadecimal."""
         notify, start = f"$arg{self.first + 1}", self.offset
         fields = (("start", start, "u64"), ("nr", start + 8, "u64"), ("normal", start + 16, "s32"), ("nid", start + 20, "s32"))
         wanted = " ".join(f"{name}=+{at}({notify}):{kind}" for name, at, kind in fields)
-        head = " head=$arg1:x64" if self.first > 1 else ""
+        head = " head=$arg1:x64" if self.symbol else ""
         probes = [
             # kobject_uevent() itself can't be probed; this runs just before an event is sent (drivers/base/core.c).
             f"p:{_UEVENT} dev_uevent action=+0(+24($arg2)):string path=+0(+32($arg2)):string",
@@ -48,18 +51,13 @@ class Probes:
         ]
         writes = [(f"{_TRACING}/kprobe_events", probe) for probe in probes]
         if head:
-            found = re.search(r"^([0-9a-f]+) \w memory_chain$", symbols, re.MULTILINE)
-            writes += [(f"{_TRACING}/events/kprobes/{name}/filter", f"head=={_hex(found)}") for name in (_CALL, _RETURN)]
+            writes += [(f"{_TRACING}/events/kprobes/{name}/filter", f"head==0x{address}") for name in (_CALL, _RETURN)]
         return [*writes, *((f"{_TRACING}/events/kprobes/{name}/enable", "1") for name in (_UEVENT, _CALL, _RETURN))]
-
-
-def _hex(found: re.Match[str] | None) -> str:
-    return f"0x{found[1]}" if found else "0"
 
 
 PROBES = {
     "6.1": Probes(Rules.LINUX_6_1, "memory_notify", 1, 0),
-    "6.12": Probes(Rules.LINUX_6_12, "blocking_notifier_call_chain", 2, 16),
+    "6.12": Probes(Rules.LINUX_6_12, "blocking_notifier_call_chain", 2, 16, "memory_chain"),
 }
 
 
@@ -102,7 +100,8 @@ def _fields(text: str) -> dict[str, str]:
 
 def _returned(later: Sequence[Line]) -> Line | None:
     # The chain is never called from within itself, so the next return belongs to the call.
-    return next((line for line in later if line[1] in {_CALL, _RETURN} and line[1] == _RETURN), None)
+    following = next((line for line in later if line[1] != _UEVENT), None)
+    return following if following and following[1] == _RETURN else None
 
 
 def _call(time: float, fields: dict[str, str], returned: Line | None, rules: Rules) -> ChainCall:

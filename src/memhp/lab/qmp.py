@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memhp.errors import GuestFailed, LabError, LabMissing
+from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp.qmp_client import ExecuteError
 
-__all__ = ["Monitor", "Refused"]
+from memhp.errors import DimmRefused, GuestFailed
+
+__all__ = ["Monitor"]
 
 T = TypeVar("T")
 
 _OST_PENDING = 0x84
+_OST_ERRNOS = {0x80: errno.EPERM, 0x82: errno.EBUSY}
+"""What the kernel's errors become as status (drivers/acpi/scan.c: ``acpi_device_hotplug``); every other one is 1."""
 _ANSWER = 30.0
 _EVENTS = ("ACPI_DEVICE_OST", "DEVICE_DELETED", "MEM_UNPLUG_ERROR")
-
-try:
-    from qemu.qmp import EventListener, QMPClient, QMPError
-    from qemu.qmp.qmp_client import ExecuteError
-except ImportError:  # the extra isn't installed; whoever makes a Monitor hears of it
-    QMPClient = None
-
-
-class Refused(LabError):
-    """QEMU, or the guest's firmware driver, refused to plug in or to pull out a DIMM."""
 
 
 class Monitor:
     """A connection to a guest's QEMU.
 
     Raises:
-        LabMissing: the library isn't installed.
         GuestFailed: there is nobody to connect to.
     """
 
     def __init__(self, path: Path) -> None:
-        if QMPClient is None:
-            raise LabMissing(["qemu.qmp"], "pip install 'memhp[lab]'")
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("memhp")
         self._events = EventListener(names=_EVENTS)
@@ -65,13 +59,13 @@ class Monitor:
         """Run a command.
 
         Raises:
-            Refused: QEMU says no.
+            DimmRefused: QEMU says no.
             GuestFailed: it does not answer.
         """
         try:
             return self._do(self._client.execute(command, arguments), _ANSWER)
         except ExecuteError as error:
-            raise Refused(f"QEMU refuses {command}: {error}") from error
+            raise DimmRefused(f"QEMU refuses {command}: {error}") from error
         except (OSError, EOFError, QMPError, TimeoutError) as error:
             raise GuestFailed(f"QEMU does not answer to {command}: {error!r}") from error
 
@@ -79,7 +73,7 @@ class Monitor:
         """Plug in a DIMM and wait until the guest's kernel has dealt with it.
 
         Raises:
-            Refused: QEMU or the guest's kernel does not take it.
+            DimmRefused: QEMU or the guest's kernel does not take it.
             GuestFailed: nobody answers.
         """
         self._events.clear()
@@ -87,25 +81,25 @@ class Monitor:
         place = {} if at is None else {"addr": at}
         try:
             self.execute("device_add", driver="pc-dimm", id=name, memdev=f"mem-{name}", node=node, **place)
-        except Refused:
+        except DimmRefused:
             self.execute("object-del", id=f"mem-{name}")
             raise
         status = self._wait(_status, seconds, f"the DIMM {name} of the guest")
         if status:
-            raise Refused(f"the guest's kernel does not take the DIMM: _OST status {status:#x}")
+            raise _refused("does not take", status)
 
     def unplug(self, name: str, seconds: float) -> None:
         """Ask the guest's kernel to give a DIMM back, and wait for its answer.
 
         Raises:
-            Refused: it can't; the DIMM stays.
+            DimmRefused: it can't; the DIMM stays.
             GuestFailed: nobody answers.
         """
         self._events.clear()
         self.execute("device_del", id=name)
         status = self._wait(_removed, seconds, f"the ejection of the DIMM {name}")
         if status:
-            raise Refused(f"the guest's kernel keeps the DIMM: _OST status {status:#x}")
+            raise _refused("keeps", status)
         self._wait(_status, seconds, f"the end of the ejection of the DIMM {name}")
         self.execute("object-del", id=f"mem-{name}")
 
@@ -120,6 +114,11 @@ class Monitor:
             return self._do(listen(), seconds)
         except TimeoutError as error:
             raise GuestFailed(f"no word of {what} within {seconds:g} s") from error
+
+
+def _refused(what: str, status: int) -> DimmRefused:
+    number = _OST_ERRNOS.get(status, errno.EIO)
+    return DimmRefused(f"the guest's kernel {what} the DIMM: {os.strerror(number)} (_OST status {status:#x})", number)
 
 
 def _status(event: dict[str, Any]) -> int | None:
