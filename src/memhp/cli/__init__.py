@@ -13,7 +13,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="memhp",
         description="Memory hotplug for Linux: see what happens when a machine's memory grows and shrinks, and take part.",
-        epilog="Exit codes: 0 everything held, 1 an expectation failed, 2 bad input, 3 the lab could not ask a real kernel.",
+        epilog="Exit codes: 0 everything held, 1 an expectation failed, 2 bad input. memhp lab: also 3, the lab could not ask a real kernel.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -50,7 +50,8 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     run = commands.add_parser(
         "run",
         help="play a scenario file on a real kernel",
-        description="Play a scenario file on a real kernel in a QEMU guest. What has no meaning there is refused before it boots.",
+        description="Play a scenario file on a real kernel in a QEMU guest. "
+        "What has no meaning there is refused before it boots.",
     )
     run.add_argument("file", metavar="FILE", help="the scenario (docs/scenarios.md says how to write one)")
     run.add_argument("--kernel", required=True, metavar="SERIES", help="6.1 or 6.12")

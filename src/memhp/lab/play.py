@@ -27,6 +27,8 @@ Block = dict[str, Any]
 _CHAIN = "memory_chain"
 _ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 _ALIAS = re.compile(r"\$([A-Za-z_][\w-]*)")
+_OF_THE_LAB = re.compile(r"/devices/system/container/|/module/(memory_)?notifier_error_inject$")
+"""Devices whose uevents come of DIMMs and of injected errors, not of what a scenario says: shown, and not compared."""
 _QUIET = 0.3
 """Seconds without a uevent after which a DIMM is dealt with: the kernel does that in a thread of its own."""
 
@@ -174,8 +176,9 @@ class LabPlayer:
                 return
 
     def _say_uevent(self, uevent: Uevent) -> None:
-        self._uevents.append(str(uevent))
-        self._all_uevents.append(str(uevent))
+        if not _OF_THE_LAB.match(uevent.devpath):
+            self._uevents.append(str(uevent))
+            self._all_uevents.append(str(uevent))
         self._emit("uevent", action=uevent.action, devpath=uevent.devpath, subsystem=uevent.subsystem, seqnum=uevent.seqnum)
 
     def _say_call(self, call: ChainCall) -> None:
