@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from cpio_reader import unpack
 from memhp.errors import GuestFailed, LabError, LabMissing
 from memhp.kernel import NodeSpec
 from memhp.lab.guest import Guest, missing_tools
 from memhp.lab.image import INJECTORS, initramfs
 from memhp.lab.kernels import Kernel, kernel_of
 from memhp.lab.qemu import Shape
-from test_cpio import unpack
 
 SHAPE = Shape((NodeSpec(1 << 30),))
 PANICS = (
@@ -89,9 +89,7 @@ def test_a_panic_is_an_error_with_the_console(
     with pytest.raises(GuestFailed) as failed, Guest(kernel, SHAPE):
         pass
 
-    assert str(failed.value) == (
-        "QEMU ended (status 0) after a kernel panic; its console ended with\n  | Kernel panic - not syncing: no init"
-    )
+    assert str(failed.value) == ("the guest's kernel panicked; its console ended with\n  | Kernel panic - not syncing: no init")
     assert failed.value.console == ("Kernel panic - not syncing: no init",)
     assert list((tmp_path / "tmp").iterdir()) == []
 

@@ -112,7 +112,7 @@ def test_what_is_missing_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(LabMissing, match="memhp lab fetch"):
         userland(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LabMissing, match="missing: apt-get, apt-cache, dpkg-deb; .*Debian") as missing:
+    with pytest.raises(LabMissing, match=r"missing: apt-get, apt-cache, dpkg-deb; .*Debian") as missing:
         fetch(["6.1"], print, tmp_path)
     assert missing.value.missing == ("apt-get", "apt-cache", "dpkg-deb")
 
@@ -126,7 +126,7 @@ def test_an_unknown_series_is_bad_input(tmp_path: Path, ask: object) -> None:
 
 def test_what_a_command_says_last_is_the_reason(tmp_path: Path) -> None:
     """A command that fails is named, with its last line."""
-    with pytest.raises(LabError, match="sh -c .* failed: second; if apt has no lists yet: apt-get update"):
+    with pytest.raises(LabError, match=r"sh -c .* failed: second; if apt has no lists yet: apt-get update"):
         kernels._run(["sh", "-c", "echo first >&2; echo second >&2; exit 1"], tmp_path)
 
 

@@ -40,7 +40,7 @@ steps:
 
     assert made == Plan(
         Shape((NodeSpec(GIB), NodeSpec(GIB // 2, 2)), "memhp_default_state=online movable_node", room=4 * GIB),
-        Injection("guard", -5, True, (("MEM_ONLINE", 0), ("MEM_GOING_OFFLINE", 12), ("MEM_GOING_ONLINE", 1))),  # noqa: FBT003
+        Injection("guard", -5, True, (("MEM_ONLINE", 0), ("MEM_GOING_OFFLINE", 12), ("MEM_GOING_ONLINE", 1))),
         ((10, "trace"), (10, "lockdep")),
     )
 

@@ -68,8 +68,10 @@ def test_where_the_function_serves_every_chain_its_head_is_filtered() -> None:
         (f"{tracing}/kprobe_events", "p:memhp_uevent dev_uevent action=+0(+24($arg2)):string path=+0(+32($arg2)):string"),
         (
             f"{tracing}/kprobe_events",
-            "p:memhp_call blocking_notifier_call_chain action=$arg2:u64 start=+16($arg3):u64 nr=+24($arg3):u64 "
-            "normal=+32($arg3):s32 nid=+36($arg3):s32 head=$arg1:x64",
+            (
+                "p:memhp_call blocking_notifier_call_chain action=$arg2:u64 start=+16($arg3):u64 nr=+24($arg3):u64 "
+                "normal=+32($arg3):s32 nid=+36($arg3):s32 head=$arg1:x64"
+            ),
         ),
         (f"{tracing}/kprobe_events", "r:memhp_return blocking_notifier_call_chain answer=$retval:u32 head=$arg1:x64"),
         (f"{tracing}/events/kprobes/memhp_call/filter", "head==0xffffffff82ded5e0"),
@@ -84,6 +86,7 @@ def test_on_6_1_nothing_is_filtered() -> None:
     """memory_notify serves the memory chain alone."""
     texts = [text for _, text in PROBES["6.1"].definitions("")]
     assert texts[1] == (
-        "p:memhp_call memory_notify action=$arg1:u64 start=+0($arg2):u64 nr=+8($arg2):u64 normal=+16($arg2):s32 nid=+20($arg2):s32"
+        "p:memhp_call memory_notify action=$arg1:u64 start=+0($arg2):u64 nr=+8($arg2):u64 "
+        "normal=+16($arg2):s32 nid=+20($arg2):s32"
     )
     assert not any("head" in text for text in texts)

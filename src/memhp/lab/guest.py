@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Channel", "Guest", "GuestErrno", "missing_tools"]
 
 _CONSOLE_LINES = 15
+_ALL = 10_000
 _POLL = 0.2
 
 
@@ -215,16 +216,20 @@ class Guest:
 
     @property
     def console(self) -> list[str]:
-        """The last lines of the guest's console."""
-        return [] if self._directory is None else _last_lines(self._directory / "console", _CONSOLE_LINES)
+        """The last lines of the guest's console; that of a panic comes first, wherever it stood."""
+        lines = [] if self._directory is None else _last_lines(self._directory / "console", _CONSOLE_LINES)
+        return [*(line for line in self._panic() if line not in lines), *lines]
 
     def _explain(self, error: BaseException | None) -> None:
         # A guest that failed says why on its console, which is gone when the error is read.
         if isinstance(error, GuestFailed) and not error.console:
-            lines = self.console
-            panic = any("Kernel panic" in line for line in lines)
-            again = GuestFailed(f"{error.args[0]}{' after a kernel panic' if panic else ''}; its console ended with", lines)
+            what = "the guest's kernel panicked" if self._panic() else error.args[0]
+            again = GuestFailed(f"{what}; its console ended with", self.console)
             error.args, error.console = again.args, again.console
+
+    def _panic(self) -> list[str]:
+        lines = [] if self._directory is None else _last_lines(self._directory / "console", _ALL)
+        return [line for line in lines if "Kernel panic" in line][:1]
 
     def stop(self) -> None:
         """End the guest and remove its files; does nothing the second time."""
