@@ -13,7 +13,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="memhp",
         description="Memory hotplug for Linux: see what happens when a machine's memory grows and shrinks, and take part.",
-        epilog="Exit codes: 0 everything held, 1 an expectation failed, 2 bad input. memhp lab: also 3, the lab could not ask a real kernel.",
+        epilog="Exit codes: 0 everything held, 1 an expectation failed, 2 bad input. "
+        "memhp lab: also 3, a real kernel could not be asked.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
