@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from memhp.errors import LabError
 from memhp.events import MEM_FINISH_OFFLINE, MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MEM_OFFLINE, MemoryNotify
 from memhp.kernel import Rules
 from memhp.lab.probes import PROBES, ChainCall, UeventSent, read_trace
@@ -90,3 +93,17 @@ def test_on_6_1_nothing_is_filtered() -> None:
         "normal=+16($arg2):s32 nid=+20($arg2):s32"
     )
     assert not any("head" in text for text in texts)
+
+
+def test_a_release_with_other_numbers_is_refused() -> None:
+    """6.12 changed the numbers of its actions in a stable update (fact 2.1)."""
+    PROBES["6.12"].check("6.12.117-1~deb12u1")
+    PROBES["6.1"].check("6.1.192-2")
+    with pytest.raises(LabError, match=r"Linux 6\.12\.48-1 numbers the notifier's actions otherwise than 6\.12\.110"):
+        PROBES["6.12"].check("6.12.48-1")
+
+
+def test_an_action_that_nobody_knows_is_an_error() -> None:
+    """Rather than a call with a wrong name."""
+    with pytest.raises(LabError, match=r"the action 3, which memhp does not know of Linux 6\.1"):
+        read_trace(FROM_6_1.replace("action=2", "action=3").splitlines(), Rules.LINUX_6_1)

@@ -44,6 +44,7 @@ class LabPlayer:
 
     Raises:
         ScenarioError: something in the scenario has no meaning on a real kernel.
+        LabError: the kernel is one whose trace would be misread.
     """
 
     def __init__(self, scenario: Scenario, kernel: Kernel, sink: Callable[[Event], None], *, patience: float = 60.0) -> None:
@@ -53,6 +54,7 @@ class LabPlayer:
         self._patience = patience
         self._plan: Plan = make_plan(scenario)
         self._probes = PROBES[kernel.series]
+        self._probes.check(kernel.version)
         self._aliases: dict[str, tuple[int, ...]] = {}
         self._dimms: dict[str, tuple[int, ...]] = {}
         self._plugged = 0

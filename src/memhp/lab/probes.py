@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memhp.errors import LabError
 from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import Rules
 from memhp.notifier import NotifyResult
@@ -37,6 +38,21 @@ class Probes:
     symbol: str = ""
     """The chain's head, where the function serves every chain."""
 
+    least: tuple[int, ...] = ()
+    """The first release whose numbers of actions are those of the rules."""
+
+    def check(self, version: str) -> None:
+        """Say no to a release that numbers its actions otherwise, because its trace would be misread.
+
+        Raises:
+            LabError: the release is too old.
+        """
+        release = tuple(int(part) for part in re.findall(r"\d+", version.partition("-")[0]))
+        if release < self.least:
+            least = ".".join(map(str, self.least))
+            message = f"Linux {version} numbers the notifier's actions otherwise than {least} and newer"
+            raise LabError(message, "apt-get update, and fetch it again")
+
     def definitions(self, address: str) -> list[tuple[str, str]]:
         """Give what to write where, in order; ``address`` is that of the symbol, in hexadecimal."""
         notify, start = f"$arg{self.first + 1}", self.offset
@@ -57,7 +73,7 @@ class Probes:
 
 PROBES = {
     "6.1": Probes(Rules.LINUX_6_1, "memory_notify", 1, 0),
-    "6.12": Probes(Rules.LINUX_6_12, "blocking_notifier_call_chain", 2, 16, "memory_chain"),
+    "6.12": Probes(Rules.LINUX_6_12, "blocking_notifier_call_chain", 2, 16, "memory_chain", (6, 12, 110)),
 }
 
 
@@ -80,7 +96,11 @@ class UeventSent:
 
 
 def read_trace(lines: Iterable[str], rules: Rules) -> list[ChainCall | UeventSent]:
-    """Read the lines of the trace in their order; those of others are left out."""
+    """Read the lines of the trace in their order; those of others are left out.
+
+    Raises:
+        LabError: an action that this kernel should not have.
+    """
     found = [(float(match[1]), match[2], _fields(match[3])) for match in map(_LINE.search, lines) if match]
     heard: list[ChainCall | UeventSent] = []
     for index, (time, kind, fields) in enumerate(found):
@@ -108,4 +128,7 @@ def _call(time: float, fields: dict[str, str], returned: Line | None, rules: Rul
     numbers = {rules.number(action): action for action in MemoryAction}
     arg = MemoryNotify(Pfn(int(fields["start"])), int(fields["nr"]), int(fields["normal"]), int(fields["nid"]))
     answer = NotifyResult(int(returned[2]["answer"])) if returned else None
-    return ChainCall(numbers[int(fields["action"])], arg, answer, returned[0] - time if returned else 0.0)
+    number = int(fields["action"])
+    if number not in numbers:
+        raise LabError(f"the kernel sent the action {number}, which memhp does not know of {rules.value.title}")
+    return ChainCall(numbers[number], arg, answer, returned[0] - time if returned else 0.0)
