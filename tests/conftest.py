@@ -1,17 +1,47 @@
-"""What the tests share: machines that are watched by lockdep, and a recorder of what callbacks hear."""
+"""What the tests share: machines that are watched by lockdep, and the mark of tests that need QEMU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from memhp import Machine
+from memhp.lab import kernels
+from memhp.lab.guest import missing_tools
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fact(*numbers): the facts of docs/linux-behaviour.md that the test shows")
+    config.addinivalue_line("markers", "qemu: boots a real kernel; needs QEMU, and what `memhp lab fetch` gets")
+
+
+NO_LAB = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    live = [item for item in items if item.get_closest_marker("qemu")]
+    missing = ", ".join(missing_for_the_lab()) if live else ""
+    if not missing:
+        return
+    if os.environ.get("MEMHP_REQUIRE_QEMU"):
+        raise pytest.UsageError(f"MEMHP_REQUIRE_QEMU is set, and there is missing: {missing}")
+    config.stash[NO_LAB] = f"{len(live)} tests on real kernels were left out. Missing: {missing}"
+    items[:] = [item for item in items if item not in live]
+    config.hook.pytest_deselected(items=live)
+
+
+def missing_for_the_lab() -> list[str]:
+    found = {kernel.series for kernel in kernels.installed()}
+    absent = [f"Linux {series}" for series in kernels.SERIES if series not in found]
+    return [*missing_tools(), *([f"{' and '.join(absent)} (memhp lab fetch)"] if absent else [])]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if NO_LAB in config.stash:
+        terminalreporter.write_line(config.stash[NO_LAB], yellow=True)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The house, from the bottom up; imports go down only::
     abi/                                         the seam: what Linux's files say
     kernel/                                      below the seam: the modelled machine, which serves those files
     scenario/                                    above it: files that say what happens to a machine, and what should
+    lab/                                         beside it: real kernels in QEMU play those files too
     cli/                                         the command line
 """
 

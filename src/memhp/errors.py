@@ -13,6 +13,10 @@
     ├── LockError                       misuse of a lock: .lock
     │   ├── LockNotHeld                 a guard failed: .needed .held
     │   └── DeadlockError               a wait that can never end: .chain
+    ├── LabError                        a real kernel could not be asked: .hint
+    │   ├── LabMissing                  something that the lab needs isn't here: .missing
+    │   ├── DimmRefused                 a DIMM can't be plugged in or pulled out: .errno
+    │   └── GuestFailed                 the guest ended, or doesn't answer: .console
     └── HotplugError (OSError)          the request failed as a kernel would fail it: .errno .block
         ├── Vetoed                      a callback refused: .callback .action .__cause__
         ├── PageRefusal                 a page can't leave: .page .kind .owner
@@ -29,9 +33,13 @@ __all__ = [
     "EHWPOISON",
     "AlreadyRegistered",
     "DeadlockError",
+    "DimmRefused",
+    "GuestFailed",
     "HotplugError",
     "Interrupted",
     "InvalidInput",
+    "LabError",
+    "LabMissing",
     "LockError",
     "LockNotHeld",
     "MemhpError",
@@ -166,6 +174,42 @@ class DeadlockError(LockError):
     def __init__(self, message: str, lock: object, chain: Sequence[str] = ()) -> None:
         super().__init__("\n".join([message, *(f"  {line}" for line in chain)]), lock)
         self.chain = tuple(chain)
+
+
+class LabError(MemhpError):
+    """A real kernel could not be asked; nothing of this machine was changed.
+
+    Attributes:
+        hint: what to do about it, '' if nobody knows.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.hint = hint
+
+
+class LabMissing(LabError):
+    """Something that the lab needs isn't here; ``missing`` lists what."""
+
+    def __init__(self, missing: Sequence[str], hint: str) -> None:
+        super().__init__(f"missing: {', '.join(missing)}", hint)
+        self.missing = tuple(missing)
+
+
+class DimmRefused(LabError):
+    """A DIMM can't be plugged in or pulled out; ``errno`` is that of the guest's kernel, 0 if QEMU refused."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class GuestFailed(LabError):
+    """The guest ended, panicked or does not answer; it is gone now. ``console`` has the last lines of its console."""
+
+    def __init__(self, message: str, console: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  | {line}" for line in console)]))
+        self.console = tuple(console)
 
 
 class HotplugError(MemhpError, OSError):

@@ -32,9 +32,10 @@ SUMMARIES = frozenset({"13"})
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, the name of a scenario in it, its text."""
+    """One fenced block: its language, whether it needs QEMU, the name of a scenario in it, its text."""
 
     language: str
+    live: bool
     scenario: str
     body: str
     line: int
@@ -46,7 +47,9 @@ def blocks_of(page: Path) -> list[Block]:
     for match in FENCE.finditer(text):
         words = match["info"].split() or [""]
         names = [word.removeprefix("scenario=") for word in words[1:] if word.startswith("scenario=")]
-        found.append(Block(words[0], names[0] if names else "", match["body"], text.count("\n", 0, match.start()) + 1))
+        found.append(
+            Block(words[0], "qemu" in words, names[0] if names else "", match["body"], text.count("\n", 0, match.start()) + 1)
+        )
     return found
 
 
@@ -91,12 +94,23 @@ def test_python_blocks_run_in_order_and_print_what_stands_below_them(page: Path,
 @EVERY_PAGE
 def test_console_blocks_print_what_they_say(page: Path, tmp_path: Path) -> None:
     """Each ``$ memhp …`` is run where the page's scenarios lie; its output, and ``$ echo $?``, are compared."""
+    run_console_blocks(page, tmp_path, live=False)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.live for block in blocks_of(page))], ids=named)
+def test_console_blocks_of_real_kernels_print_what_they_say(page: Path, tmp_path: Path) -> None:
+    """The same for blocks that need QEMU, ```` ```console qemu ````."""
+    run_console_blocks(page, tmp_path, live=True)
+
+
+def run_console_blocks(page: Path, tmp_path: Path, *, live: bool) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for block in blocks_of(page):
         if block.scenario:
             (tmp_path / block.scenario).write_text(block.body, encoding="utf-8")
     for block in blocks_of(page):
-        if block.language != "console":
+        if block.language != "console" or block.live is not live:
             continue
         code = 0
         for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:

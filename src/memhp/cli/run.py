@@ -17,12 +17,11 @@ from memhp.kernel import Rules
 from memhp.scenario import Player, load
 from memhp.units import format_size
 
-__all__ = ["main"]
+__all__ = ["BAD_INPUT", "FAILED", "HELD", "INTERRUPTED", "Text", "main", "make_sink"]
 
 Event = dict[str, Any]
 
-HELD, FAILED, BAD_INPUT = 0, 1, 2
-BROKEN_PIPE = 141
+HELD, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 _CELLS_PER_ROW = 64
 _MAX_CELLS = 512
 
@@ -32,7 +31,7 @@ def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
     try:
         chosen = None if rules is None else _rules(rules)
         _make_printable()
-        sink = _json_line if as_json else _quiet(Text().show) if quiet else Text().show
+        sink = make_sink(as_json=as_json, quiet=quiet)
         with _without_log():
             failures = Player(load(file), sink, rules=chosen).play()
             sys.stdout.flush()
@@ -52,7 +51,7 @@ def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("memhp: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return FAILED if failures else HELD
 
 
@@ -69,6 +68,13 @@ def _make_printable() -> None:
         raise InvalidInput("closed", "standard output", "an open one")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def make_sink(*, as_json: bool, quiet: bool) -> Callable[[Event], None]:
+    """Give what prints events: as JSON lines, as text, or only the failures."""
+    if as_json:
+        return _json_line
+    return _quiet(Text().show) if quiet else Text().show
 
 
 @contextlib.contextmanager
@@ -125,11 +131,16 @@ class Text:
         rules = {"documented": "as the kernel document says"}.get(event["rules"], f"as Linux {event['rules']} does")
         return [self._paint(event["title"], "1"), *about, f"  (rules: {rules})", ""]
 
+    def _guest(self, event: Event) -> list[str]:
+        return [f"Linux {event['release']} ({event['version']}) in QEMU, up after {event['boot_seconds']:.1f} s", ""]
+
     def _machine(self, event: Event) -> list[str]:
         blocks = event["blocks"]
         online = sum(block["state"] == "online" for block in blocks)
         size = format_size(event["block_size"])
-        whose = {"host": "the twin of this very machine", "description": "the machine"}.get(event["source"], event["source"])
+        whose = {"host": "the twin of this very machine", "description": "the machine", "guest": "the guest"}.get(
+            event["source"], event["source"]
+        )
         head = (
             f"{event['moment'].capitalize()}: {whose}, {format_size(online * event['block_size'])} online "
             f"in {online} of {len(blocks)} blocks of {size}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from memhp.notifier import Call, NotifierBlock
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
-from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name, errno_number
+from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.scenario.verdict import failure, same_result
 from memhp.units import PAGE_SIZE, format_ids
 
 __all__ = ["Event", "Player"]
@@ -198,7 +198,7 @@ class Player:
                 text=outcome.text,
             )
             wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
-            if compare and not _same_result(result, wanted):
+            if compare and not same_result(result, wanted):
                 self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
 
     # -- what is noted
@@ -294,24 +294,7 @@ class Player:
 
     def _fail(self, line: int, what: str, expected: str | list[str], actual: str | list[str], message: str = "") -> None:
         self.failures += 1
-        diff: list[str] = []
-        if isinstance(expected, list) and isinstance(actual, list):
-            diff = [row.rstrip() for row in difflib.ndiff(expected, actual) if not row.startswith("?")]
-        self._emit(
-            "failure",
-            file=str(self._scenario.file),
-            line=line,
-            what=what,
-            expected=expected,
-            actual=actual,
-            diff=diff,
-            message=message,
-        )
-
-
-def _same_result(result: str, wanted: str) -> bool:
-    # Some errnos have two names.
-    return result == wanted or 0 != errno_number(result) == errno_number(wanted)
+        self._emit("failure", **failure(str(self._scenario.file), line, what, expected, actual, message))
 
 
 def _result_of(error: MemhpError) -> str:

@@ -1,0 +1,110 @@
+"""``memhp lab``: real kernels in QEMU."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED, make_sink
+from memhp.errors import InvalidInput, LabError
+from memhp.lab import kernels
+from memhp.lab.play import LabPlayer
+from memhp.scenario import load
+
+__all__ = ["main"]
+
+Event = dict[str, Any]
+
+NO_LAB = 3
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run one of the commands of the lab; gives the exit code."""
+    try:
+        with _ended_by_sigterm():
+            return _COMMANDS[options.lab](options)
+    except InvalidInput as error:
+        print(f"memhp: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except LabError as error:
+        print(f"memhp: {error}", file=sys.stderr)
+        return NO_LAB
+    except OSError as error:
+        print(f"memhp: {error.filename or 'the lab'}: {error.strerror}", file=sys.stderr)
+        return NO_LAB
+    except KeyboardInterrupt:
+        print("memhp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    # As Ctrl-C does, so that the guest ends with us.
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    kernels.fetch(options.kernel or tuple(kernels.SERIES), print)
+    missing = _missing_for_a_guest()
+    if missing:
+        print(f"To boot them, there is still missing: {', '.join(missing)}")
+    return HELD
+
+
+def _missing_for_a_guest() -> list[str]:
+    from memhp.lab.guest import missing_tools  # noqa: PLC0415 - a listing needs no guest
+
+    return missing_tools()
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    found = kernels.installed()
+    if options.json:
+        print(json.dumps([{"series": kernel.series, "release": kernel.release, "version": kernel.version} for kernel in found]))
+    elif not found:
+        print(f"no kernel in {kernels.cache_dir()}; get them with: memhp lab fetch")
+    else:
+        for kernel in found:
+            print(f"{kernel.series:<6} {kernel.release} ({kernel.version}) in {kernel.root}")
+    return HELD
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.patience > 0:
+        raise InvalidInput(options.patience, "--patience", "a number of seconds above 0")
+    show = make_sink(as_json=options.json, quiet=options.quiet)
+    with _recorder(options.record) as record:
+
+        def sink(event: Event) -> None:
+            record(event)
+            show(event)
+
+        scenario = load(options.file)
+        player = LabPlayer(scenario, kernels.kernel_of(options.kernel), sink, patience=options.patience)
+        return FAILED if player.play() else HELD
+
+
+@contextlib.contextmanager
+def _recorder(path: str | None) -> Iterator[Callable[[Event], None]]:
+    # Written when it is whole, so that a guest that failed leaves no half of a recording.
+    events: list[Event] = []
+    yield events.append
+    if path is not None:
+        Path(path).write_text("".join(f"{json.dumps(event)}\n" for event in events), encoding="utf-8")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"fetch": _fetch, "kernels": _kernels, "run": _run}

@@ -1,0 +1,93 @@
+"""What the guest's kernel unpacks as its root: busybox, a small Python, the agent, and modules."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from memhp.errors import LabError
+from memhp.lab import agent
+from memhp.lab.cpio import Entry, device, directory, file, link, newc
+from memhp.lab.kernels import Kernel
+
+__all__ = ["INJECTORS", "initramfs"]
+
+INJECTORS = ("notifier-error-inject", "memory-notifier-error-inject")
+"""The modules that answer a GOING action with an errno; the first is needed by the second."""
+
+_PACKAGES = {"encodings", "json", "collections", "importlib", "re"}
+_EXTENSIONS = ("termios", "_json")
+_LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1")
+_LOADER = "ld-linux-x86-64.so.2"
+_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t debugfs debugfs /sys/kernel/debug
+/bin/busybox mount -t tracefs tracefs /sys/kernel/tracing
+/bin/python -I -S -B /lib/agent.py
+/bin/busybox poweroff -f
+"""
+
+
+def initramfs(userland: Path, kernel: Kernel) -> bytes:
+    """Make the archive for one kernel.
+
+    Raises:
+        LabError: something is missing in what was fetched.
+    """
+    return newc([*_frame(), *_python(userland), *(_module(kernel, name) for name in INJECTORS)])
+
+
+def _frame() -> Iterator[Entry]:
+    yield from (directory(name) for name in ("bin", "proc", "sys", "dev", "lib", "lib64", "usr", "usr/bin", "usr/lib"))
+    yield device("dev/console", 5, 1)
+    yield file("init", _INIT.encode(), 0o755)
+    yield file("lib/agent.py", Path(agent.__file__).read_bytes())
+
+
+def _python(userland: Path) -> Iterator[Entry]:
+    yield file("bin/busybox", _find(userland, "bin/busybox").read_bytes(), 0o755)
+    binary = _find(userland, "usr/bin/python3.*")
+    yield file(f"usr/bin/{binary.name}", binary.read_bytes(), 0o755)
+    yield link("bin/python", f"/usr/bin/{binary.name}")
+    yield file(f"lib64/{_LOADER}", _find(userland, f"**/{_LOADER}").read_bytes(), 0o755)
+    yield from (file(f"lib/{name}", _find(userland, f"**/{name}").read_bytes(), 0o755) for name in _LIBRARIES)
+    yield from _library(userland, f"usr/lib/{binary.name}")
+
+
+def _library(userland: Path, name: str) -> Iterator[Entry]:
+    # Only what the agent needs, because every megabyte is unpacked by an emulated processor.
+    yield directory(name)
+    root = userland / name
+    for path in sorted(root.iterdir()):
+        if path.suffix == ".py":
+            yield file(f"{name}/{path.name}", path.read_bytes())
+        elif path.name in _PACKAGES:
+            yield directory(f"{name}/{path.name}")
+            yield from (file(f"{name}/{path.name}/{part.name}", part.read_bytes()) for part in sorted(path.glob("*.py")))
+    yield directory(f"{name}/lib-dynload")
+    for extension in _EXTENSIONS:
+        found = _find(root, f"lib-dynload/{extension}.*.so")
+        yield file(f"{name}/lib-dynload/{found.name}", found.read_bytes(), 0o755)
+
+
+def _find(root: Path, pattern: str) -> Path:
+    for path in sorted(root.glob(pattern)):
+        real = Path(os.path.realpath(path))
+        if real.is_file() and not re.search(r"-config$", path.name):
+            return real
+    raise LabError(f"{root} has no {pattern}", "fetch it again: memhp lab fetch")
+
+
+def _module(kernel: Kernel, name: str) -> Entry:
+    path = kernel.module(name)
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        data = lzma.decompress(data)
+    elif path.suffix != ".ko":
+        raise LabError(f"{path} is compressed in a way that memhp can't read")
+    return file(f"lib/{name}.ko", data)

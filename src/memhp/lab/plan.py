@@ -1,0 +1,189 @@
+"""What a scenario means on a real kernel: the guest's machine and the injected errors; the rest is refused, by line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from memhp.errors import ScenarioError
+from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction
+from memhp.kernel import NodeSpec
+from memhp.lab.qemu import Shape
+from memhp.notifier import NOTIFY_OK, notifier_from_errno
+from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_name
+from memhp.scenario.reader import Value, read_yaml
+from memhp.units import format_size, parse_size
+
+__all__ = ["BLOCK", "Injection", "Plan", "make_plan"]
+
+BLOCK = 128 << 20
+"""The size of a memory block of such guests."""
+
+_LEAST, _MOST = 512 << 20, 16 << 30
+_ROOM = 64 << 30
+_VERBS = ("add", "remove", "online", "offline", "write", "read", "register", "unregister", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """The one callback that a real kernel can be given without a compiler (lib/memory-notifier-error-inject.c)."""
+
+    name: str
+    priority: int
+    registered: bool
+    errors: tuple[tuple[str, int], ...]
+    """Action and errno, positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to boot, what to inject, and what can't be compared there."""
+
+    shape: Shape
+    injection: Injection | None
+    unseen: tuple[tuple[int, str], ...]
+    """Line and name of the expectations that are not looked at."""
+
+
+def make_plan(scenario: Scenario) -> Plan:
+    """Say what the scenario means on a real kernel.
+
+    Raises:
+        ScenarioError: something in it has no meaning there; with file, line, and what would have one.
+    """
+    where = _Where(scenario.file)
+    shape = _shape(scenario, where)
+    injection = _injection(scenario, where)
+    for step in scenario.steps:
+        _check(step, scenario, where)
+    return Plan(shape, injection, tuple(_unseen(scenario)))
+
+
+class _Where:
+    # Finds the lines of what was decoded without them.
+
+    def __init__(self, file: Path) -> None:
+        self.file = str(file)
+        self._top = _items(read_yaml(file))
+
+    def line(self, *path: str) -> int:
+        """Give the line of a key below others; that of the last one that is there."""
+        line, values = 0, self._top
+        for name in path:
+            if name not in values:
+                break
+            key, value = values[name]
+            line, values = key.line, _items(value)
+        return line
+
+    def refuse(self, value: object, line: int, expected: str, place: str) -> NoReturn:
+        raise ScenarioError(value, self.file, line, expected, place)
+
+
+def _items(value: Value) -> dict[str, tuple[Value, Value]]:
+    return {key.text(): (key, given) for key, given in value.items()} if value.is_mapping else {}
+
+
+# -- the machine
+
+
+def _shape(scenario: Scenario, where: _Where) -> Shape:
+    spec = scenario.machine
+    given = spec.description
+    if spec.source:
+        where.refuse(spec.source, where.line("machine", "from"), "nodes: a guest is made from a description", "machine: from")
+    if not spec.device_hotplug_lock:
+        line = where.line("machine", "device_hotplug_lock")
+        where.refuse("false", line, "true: a real kernel always has that lock", "machine: device_hotplug_lock")
+    for name in ("physical_bits", "five_level_paging"):
+        if name in given:
+            where.refuse(given[name], where.line("machine", name), "no such key for a guest", f"machine: {name}")
+    if given.get("hypervisor", True) is not True:
+        where.refuse("false", where.line("machine", "hypervisor"), "true: a guest is a VM", "machine: hypervisor")
+    if parse_size(given.get("block_size", BLOCK), "block_size") != BLOCK:
+        line = where.line("machine", "block_size")
+        where.refuse(
+            given["block_size"], line, f"{format_size(BLOCK)}, as the kernel chooses it for a guest", "machine: block_size"
+        )
+    return Shape(_nodes(given, where), _parameters(given.get("parameters", "")), room=_room(given, where))
+
+
+def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
+    nodes = tuple(NodeSpec.of(node, f"nodes[{number}]") for number, node in enumerate(given["nodes"]))
+    total = sum(node.memory for node in nodes)
+    if not _LEAST <= total <= _MOST or any(node.memory % BLOCK for node in nodes):
+        expected = f"nodes of whole blocks, from {format_size(_LEAST)} to {format_size(_MOST)} together, for a guest"
+        where.refuse(format_size(total), where.line("machine", "nodes"), expected, "machine: nodes")
+    return nodes
+
+
+def _room(given: dict[str, Any], where: _Where) -> int:
+    room = min(parse_size(given.get("room", _ROOM), "room"), _ROOM) // BLOCK * BLOCK
+    if not room:
+        where.refuse(given["room"], where.line("machine", "room"), f"at least {format_size(BLOCK)} for a guest", "machine: room")
+    return room
+
+
+def _parameters(given: object) -> str:
+    if not isinstance(given, dict):
+        return str(given)
+    return " ".join(name if value is True else f"{name}={value}" for name, value in given.items())
+
+
+# -- callbacks
+
+
+def _injection(scenario: Scenario, where: _Where) -> Injection | None:
+    if not scenario.callbacks:
+        return None
+    spec, *others = scenario.callbacks
+    if others:
+        expected = "at most one callback, because a kernel has one module that injects errors"
+        where.refuse(others[0].name, where.line("callbacks", others[0].name), expected, "callbacks")
+    if spec.call:
+        line = where.line("callbacks", spec.name, "call")
+        where.refuse(spec.call, line, "no Python function in a real kernel", f"callbacks: {spec.name}: call")
+    errors = tuple((action.name, _error(spec, action, reaction, where)) for action, reaction in spec.reactions.items())
+    return Injection(spec.name, spec.priority, spec.registered, errors)
+
+
+def _error(spec: CallbackSpec, action: MemoryAction, reaction: Reaction, where: _Where) -> int:
+    number = reaction.answer.errno
+    line = where.line("callbacks", spec.name, action.name)
+    simple = reaction == Reaction(reaction.answer) and reaction.answer == (notifier_from_errno(-number) if number else NOTIFY_OK)
+    if not simple or (number and action not in {MEM_GOING_ONLINE, MEM_GOING_OFFLINE}):
+        expected = (
+            "an errno as the only answer to MEM_GOING_ONLINE or MEM_GOING_OFFLINE, because a kernel can inject nothing else"
+        )
+        where.refuse(answer_name(reaction.answer), line, expected, f"callbacks: {spec.name}: {action.name}")
+    return number
+
+
+# -- steps
+
+
+def _check(step: Step, scenario: Scenario, where: _Where) -> None:
+    if step.verb not in _VERBS:
+        where.refuse(step.verb, step.line, f"one of the steps {', '.join(_VERBS)} for a real kernel", f"steps: {step.shown}")
+    if step.thread:
+        where.refuse(step.thread, step.line, "no thread: the steps of a guest come one after the other", f"steps: {step.shown}")
+    if step.verb == "add":
+        _check_add(step, len(scenario.machine.description["nodes"]), where)
+
+
+def _check_add(step: Step, nodes: int, where: _Where) -> None:
+    size, node, at = step.arguments["size"], step.arguments["node"], step.arguments["at"]
+    if not size or size % BLOCK or (at or 0) % BLOCK:
+        where.refuse(size, step.line, f"whole blocks of {format_size(BLOCK)}, because memory comes as a DIMM", "steps: add")
+    if not 0 <= node < nodes:
+        where.refuse(node, step.line, f"a node from 0 to {nodes - 1}, as the guest is built with", "steps: add: node")
+
+
+def _unseen(scenario: Scenario) -> list[tuple[int, str]]:
+    wanted = [step.expect for step in scenario.steps] + [scenario.expect]
+    found = []
+    for expect in wanted:
+        if expect is not None:
+            found += [(expect.line, name) for name in ("trace", "lockdep") if getattr(expect, name) is not None]
+    return found

@@ -1,0 +1,371 @@
+"""Playing a scenario on a real kernel: the same stream of events as :mod:`memhp.scenario.play` gives for the model."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from typing import Any
+
+from memhp.abi.paths import MEMORY
+from memhp.abi.uevent import Uevent
+from memhp.errors import DimmRefused, InvalidInput, ScenarioError, errno_name
+from memhp.lab.guest import Guest, GuestErrno
+from memhp.lab.image import INJECTORS
+from memhp.lab.kernels import Kernel
+from memhp.lab.plan import Injection, Plan, make_plan
+from memhp.lab.probes import PROBES, ChainCall, UeventSent, read_trace
+from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.scenario.verdict import failure, same_result
+from memhp.units import format_ids
+
+__all__ = ["LabPlayer"]
+
+Event = dict[str, Any]
+Block = dict[str, Any]
+
+_CHAIN = "memory_chain"
+_ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
+_ALIAS = re.compile(r"\$([A-Za-z_][\w-]*)")
+_OF_THE_LAB = re.compile(r"/devices/system/container/|/module/(memory_)?notifier_error_inject$")
+"""Devices whose uevents come of DIMMs and of injected errors, not of what a scenario says: shown, and not compared."""
+_QUIET = 0.3
+"""Seconds without a uevent after which a DIMM is dealt with: the kernel does that in a thread of its own."""
+
+
+class LabPlayer:
+    """Plays one scenario on one real kernel.
+
+    Args:
+        scenario: what to play.
+        kernel: what it is played on.
+        sink: called with each event, in order.
+        patience: seconds that the boot, or one request, may take.
+
+    Raises:
+        ScenarioError: something in the scenario has no meaning on a real kernel.
+        LabError: the kernel is one whose trace would be misread.
+    """
+
+    def __init__(self, scenario: Scenario, kernel: Kernel, sink: Callable[[Event], None], *, patience: float = 60.0) -> None:
+        self._scenario = scenario
+        self._kernel = kernel
+        self._sink = sink
+        self._patience = patience
+        self._plan: Plan = make_plan(scenario)
+        self._probes = PROBES[kernel.series]
+        self._probes.check(kernel.version)
+        self._aliases: dict[str, tuple[int, ...]] = {}
+        self._dimms: dict[str, tuple[int, ...]] = {}
+        self._plugged = 0
+        self._uevents: list[str] = []
+        self._all_uevents: list[str] = []
+        self._calls = self._steps = 0
+        self.failures = 0
+        """How many expectations did not hold."""
+        self._verbs: dict[str, Callable[[Step], str]] = {
+            "add": self._add,
+            "remove": self._remove,
+            "online": self._online,
+            "offline": self._offline,
+            "write": self._write,
+            "read": self._read,
+            "register": self._register,
+            "unregister": self._unregister,
+        }
+
+    def play(self) -> int:
+        """Boot, play everything, and end the guest; gives the number of expectations that did not hold.
+
+        Raises:
+            ScenarioError: a step asks for what this machine doesn't have; with file and line.
+            LabError: the guest can't be started, or fails.
+        """
+        scenario = self._scenario
+        self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._probes.rules.text)
+        with Guest(self._kernel, self._plan.shape, patience=self._patience) as self._guest:
+            self._begin()
+            for step in scenario.steps:
+                self._play_step(step)
+            self._end()
+        return self.failures
+
+    # -- begin and end
+
+    def _begin(self) -> None:
+        kernel = self._kernel
+        self._emit("guest", release=kernel.release, version=kernel.version, boot_seconds=round(self._guest.boot_seconds, 3))
+        self._listen()
+        machine = self._picture("before")
+        self._block_size = machine["block_size"]
+        if self._plan.injection is not None and self._plan.injection.registered:
+            self._inject(self._plan.injection)
+        if self._plan.unseen:
+            first = self._plan.unseen[0][0]
+            names = sorted({name for _, name in self._plan.unseen})
+            lines = ", ".join(str(line) for line in sorted({line for line, _ in self._plan.unseen}))
+            text = f"Not compared on a real kernel: expectations of {' and '.join(names)} (line {lines})."
+            self._emit("note", line=first, text=text)
+
+    def _listen(self) -> None:
+        address = ""
+        if self._probes.symbol:
+            lines = self._guest.ask("grep", path="/proc/kallsyms", pattern=rf" {self._probes.symbol}$")
+            address = lines[0].split()[0] if lines else "0"
+        for path, text in self._probes.definitions(address):
+            self._guest.write(path, text, append=True)
+
+    def _picture(self, moment: str) -> Event:
+        machine = self._guest.ask("machine")
+        blocks = [{**block, "zones": _zones(block), "used_pages": 0} for block in machine["blocks"]]
+        event = {"source": "guest", **machine, "blocks": blocks}
+        event.pop("release")
+        self._emit("machine", moment=moment, **event)
+        return event
+
+    def _end(self) -> None:
+        self._picture("after")
+        if self._scenario.expect is not None:
+            self._check(self._scenario.expect, self._all_uevents)
+        self._emit("end", steps=self._steps, calls=self._calls, failures=self.failures)
+
+    # -- one step
+
+    def _play_step(self, step: Step) -> None:
+        self._uevents = []
+        if step.verb == "note":
+            self._emit("note", line=step.line, text=step.shown)
+            if step.expect is not None:
+                self._check(step.expect, [])
+            return
+        self._emit("step", number=step.number, line=step.line, verb=step.verb, thread="main", text=step.shown)
+        self._guest.ask("begin")
+        result, message, text = self._perform(step)
+        self._say_heard(step)
+        self._steps += 1
+        self._emit("result", number=step.number, thread="main", result=result, message=message, text=text)
+        wanted = (step.expect.result if step.expect is not None else None) or "ok"
+        if not same_result(result, wanted):
+            self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
+        if step.expect is not None:
+            self._check(step.expect, self._uevents, step, text)
+
+    def _perform(self, step: Step) -> tuple[str, str, str]:
+        try:
+            return "ok", "", self._verbs[step.verb](step)
+        except GuestErrno as error:
+            return errno_name(error.errno or 0), str(error.strerror), ""
+        except DimmRefused as error:
+            return errno_name(error.errno) if error.errno else type(error).__name__, str(error), ""
+
+    def _say_heard(self, step: Step) -> None:
+        heard = self._guest.ask("end", quiet=_QUIET if step.verb in {"add", "remove"} else 0.0)
+        waiting = [uevent for uevent in map(_decode, heard["uevents"]) if uevent is not None]
+        for entry in read_trace(heard["trace"], self._probes.rules):
+            if isinstance(entry, ChainCall):
+                self._say_call(entry)
+            else:
+                self._say_sent(entry, waiting)
+        for uevent in waiting:
+            self._say_uevent(uevent)
+
+    def _say_sent(self, sent: UeventSent, waiting: list[Uevent]) -> None:
+        # The trace says when, the socket says what; what was filtered away came only as far as the trace.
+        for uevent in waiting:
+            if (uevent.action, uevent.devpath) == (sent.action, sent.devpath):
+                waiting.remove(uevent)
+                self._say_uevent(uevent)
+                return
+
+    def _say_uevent(self, uevent: Uevent) -> None:
+        if not _OF_THE_LAB.match(uevent.devpath):
+            self._uevents.append(str(uevent))
+            self._all_uevents.append(str(uevent))
+        self._emit("uevent", action=uevent.action, devpath=uevent.devpath, subsystem=uevent.subsystem, seqnum=uevent.seqnum)
+
+    def _say_call(self, call: ChainCall) -> None:
+        self._calls += 1
+        self._emit(
+            "call",
+            action=call.action.name,
+            blocks=self._name_range(call.arg.start_pfn, call.arg.nr_pages),
+            start_pfn=call.arg.start_pfn,
+            nr_pages=call.arg.nr_pages,
+            status_change_nid_normal=call.arg.status_change_nid_normal,
+            status_change_nid=call.arg.status_change_nid,
+            callback=_CHAIN,
+            priority=None,
+            answer="none" if call.answer is None else answer_name(call.answer),
+            error=None,
+            seconds=round(call.seconds, 6),
+            thread="main",
+        )
+
+    def _name_range(self, start_pfn: int, nr_pages: int) -> str:
+        pages = self._block_size >> 12
+        first, last = start_pfn // pages, (start_pfn + nr_pages - 1) // pages
+        return f"memory{first}" if first == last else f"memory{first}-{last}"
+
+    # -- the verbs
+
+    def _add(self, step: Step) -> str:
+        name = f"dimm{self._plugged}"
+        self._plugged += 1
+        before = {block["id"] for block in self._blocks()}
+        self._guest.monitor.plug(name, step.arguments["size"], step.arguments["node"], step.arguments["at"], self._patience)
+        ids = tuple(block["id"] for block in self._blocks() if block["id"] not in before)
+        self._dimms[name] = ids
+        self._remember(step, ids)
+        return f"memory{format_ids(ids)}"
+
+    def _remove(self, step: Step) -> str:
+        chosen = set(self._choose(step, "offline"))
+        dimms = [name for name, ids in self._dimms.items() if chosen & set(ids)]
+        whole = {number for name in dimms for number in self._dimms[name]}
+        if not dimms or whole != chosen:
+            raise self._bad(step, step.shown, "the blocks of whole DIMMs, which steps `add` of this scenario plugged in")
+        for name in dimms:
+            self._guest.monitor.unplug(name, self._patience)
+            del self._dimms[name]
+        return ""
+
+    def _online(self, step: Step) -> str:
+        return self._change(step, "offline", step.arguments["type"].value)
+
+    def _offline(self, step: Step) -> str:
+        return self._change(step, "online", "offline")
+
+    def _change(self, step: Step, state: str, word: str) -> str:
+        chosen = self._choose(step, state)
+        states = {block["id"]: block["state"] for block in self._blocks()}
+        for number in chosen:
+            if number in states and states[number] != state:
+                # As device_online(), which is content with a block that is there already; the file `state` is not.
+                self._guest.write(f"{MEMORY}/memory{number}/online", "0" if word == "offline" else "1")
+            elif number in states:
+                self._guest.write(f"{MEMORY}/memory{number}/state", word)
+            else:
+                raise GuestErrno(errno.ENODEV, f"there is no memory{number}")
+        return f"memory{format_ids(chosen)}"
+
+    def _write(self, step: Step) -> str:
+        self._guest.write(self._path(step.arguments["file"]), step.arguments["text"])
+        return ""
+
+    def _read(self, step: Step) -> str:
+        return self._guest.read(self._path(step.arguments["file"]))
+
+    def _register(self, step: Step) -> str:
+        if self._plan.injection is not None:
+            self._inject(self._plan.injection)
+        return ""
+
+    def _unregister(self, step: Step) -> str:
+        for module in reversed(INJECTORS):
+            self._guest.rmmod(module)
+        return ""
+
+    def _inject(self, injection: Injection) -> None:
+        base, module = INJECTORS
+        self._guest.insmod(base)
+        self._guest.insmod(module, f"priority={injection.priority}")
+        for action, number in injection.errors:
+            if number:
+                self._guest.write(f"{_ERRORS}/{action}/error", str(-number))
+        self._emit("callbacks", registered=[{"name": injection.name, "priority": injection.priority}])
+
+    # -- which blocks, which file
+
+    def _blocks(self) -> list[Block]:
+        return list(self._guest.ask("blocks"))
+
+    def _choose(self, step: Step, state: str) -> list[int]:
+        chosen = self._resolve(step, step.arguments["blocks"], state)
+        self._remember(step, tuple(chosen))
+        return chosen
+
+    def _resolve(self, step: Step, selection: Selection, state: str | None) -> list[int]:
+        if selection.name:
+            return list(self._named(step, selection.name))
+        if selection.ids:
+            return list(selection.ids)
+        among = set(self._named(step, selection.among)) if selection.among else None
+        fits = [
+            block["id"]
+            for block in self._blocks()
+            if (among is None or block["id"] in among)
+            and (selection.node is None or block["node"] == selection.node)
+            and (state is None or block["state"] == state)
+            and (block["state"] == "offline" or _zones(block))
+        ]
+        if selection.size:
+            return self._exactly(step, fits, -(-selection.size // self._block_size), from_end=state == "online")
+        return self._exactly(step, fits, selection.count, from_end=selection.place == "last") if selection.place else fits
+
+    def _exactly(self, step: Step, fits: list[int], count: int, *, from_end: bool) -> list[int]:
+        if len(fits) < count:
+            raise self._bad(step, step.shown, f"no more than {len(fits)} blocks, as many as there are")
+        return fits[-count:][::-1] if from_end else fits[:count]
+
+    def _named(self, step: Step, name: str) -> tuple[int, ...]:
+        if name not in self._aliases:
+            raise self._bad(step, name, "a name given by an earlier step with `as`")
+        return self._aliases[name]
+
+    def _remember(self, step: Step, ids: tuple[int, ...]) -> None:
+        if step.alias:
+            self._aliases[step.alias] = ids
+
+    def _path(self, file: str) -> str:
+        def first(match: re.Match[str]) -> str:
+            ids = self._aliases.get(match[1])
+            return f"memory{ids[0]}" if ids else match[0]
+
+        file = _ALIAS.sub(first, file)
+        return file if file.startswith("/") else f"{MEMORY}/{file}"
+
+    def _bad(self, step: Step, value: object, expected: str) -> ScenarioError:
+        return ScenarioError(value, str(self._scenario.file), step.line, expected, step.verb)
+
+    # -- what should be
+
+    def _check(self, expect: Expectations, uevents: list[str], step: Step | None = None, text: str = "") -> None:
+        if expect.uevents is not None and list(expect.uevents) != uevents:
+            self._fail(expect.line, "uevents", list(expect.uevents), uevents)
+        if expect.text is not None and step is not None and text.strip() != expect.text.strip():
+            self._fail(expect.line, f"text of step {step.number}", expect.text.strip(), text.strip())
+        for path, wanted in expect.files:
+            found = self._text_of(path)
+            if found != wanted.strip():
+                self._fail(expect.line, path, wanted.strip(), found)
+        states = {block["id"]: block["state"] for block in self._blocks()} if expect.blocks else {}
+        nobody = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
+        for selection, state in expect.blocks:
+            for number in self._resolve(nobody, selection, None):
+                found = states.get(number, "absent")
+                if found != state:
+                    self._fail(expect.line, f"state of memory{number}", state, found)
+
+    def _text_of(self, path: str) -> str:
+        try:
+            return self._guest.read(self._path(path)).strip()
+        except GuestErrno as error:
+            return errno_name(error.errno or 0)
+
+    def _fail(self, line: int, what: str, expected: str | list[str], actual: str | list[str], message: str = "") -> None:
+        self.failures += 1
+        self._emit("failure", **failure(str(self._scenario.file), line, what, expected, actual, message))
+
+    def _emit(self, event: str, /, **fields: Any) -> None:
+        self._sink({"event": event, **fields})
+
+
+def _zones(block: Block) -> list[str]:
+    return [] if block["state"] == "offline" else [zone for zone in block["zones"] if zone != "none"]
+
+
+def _decode(message: str) -> Uevent | None:
+    try:
+        return Uevent.decode(message.encode())
+    except InvalidInput:
+        return None

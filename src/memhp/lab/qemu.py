@@ -1,0 +1,95 @@
+"""The command line of a guest: which machine QEMU plays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memhp.kernel import NodeSpec
+from memhp.units import format_size
+
+__all__ = ["QEMU", "Shape", "command_line"]
+
+QEMU = "qemu-system-x86_64"
+_BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
+"""A panic ends the guest (with -no-reboot) rather than leave it standing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The machine of a guest.
+
+    Attributes:
+        nodes: as they boot.
+        parameters: what is added to the kernel's command line.
+        slots: how many DIMMs can be plugged in.
+        room: bytes of memory that all of them can have.
+    """
+
+    nodes: tuple[NodeSpec, ...]
+    parameters: str = ""
+    slots: int = 16
+    room: int = 64 << 30
+
+    @property
+    def memory(self) -> int:
+        """Bytes at boot."""
+        return sum(node.memory for node in self.nodes)
+
+    def __str__(self) -> str:
+        return " + ".join(format_size(node.memory) for node in self.nodes)
+
+
+def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> list[str]:
+    """Give QEMU's command line.
+
+    Args:
+        shape: the machine.
+        kernel: vmlinuz.
+        root: the initramfs.
+        directory: where the sockets and the console's text go.
+    """
+    cpus = sum(_cpus(shape))
+    return [
+        QEMU,
+        # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
+        *("-accel", "tcg", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", str(cpus)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.memory + shape.room >> 20}M"),
+        *_numa(shape),
+        *("-kernel", str(kernel), "-initrd", str(root), "-append", f"{_BOOT} {shape.parameters}".strip()),
+        *("-serial", f"file:{directory / 'console'}", "-serial", f"unix:{directory / 'agent'}"),
+        *("-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"),
+    ]
+
+
+def _cpus(shape: Shape) -> list[int]:
+    # Every machine has a processor, whether its description counts any or not.
+    counts = [node.cpus for node in shape.nodes]
+    return counts if any(counts) else [1, *counts[1:]]
+
+
+def _numa(shape: Shape) -> list[str]:
+    words: list[str] = []
+    first = 0
+    for number, (node, count) in enumerate(zip(shape.nodes, _cpus(shape), strict=True)):
+        has = f"node,nodeid={number}"
+        if count:
+            has += f",cpus={first}-{first + count - 1}"
+            first += count
+        if node.memory:
+            words += ["-object", f"memory-backend-ram,id=boot{number},size={node.memory}"]
+            has += f",memdev=boot{number}"
+        words += ["-numa", has]
+    return [*words, *_distances(shape.nodes)]
+
+
+def _distances(nodes: Sequence[NodeSpec]) -> list[str]:
+    given = [
+        (source, target, distance)
+        for source, node in enumerate(nodes)
+        for target, distance in enumerate(node.distances)
+        if source != target
+    ]
+    return [word for triple in given for word in ("-numa", "dist,src={},dst={},val={}".format(*triple))]

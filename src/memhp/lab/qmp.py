@@ -1,0 +1,134 @@
+"""QEMU from outside: DIMMs are plugged in and pulled out through its control protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp.qmp_client import ExecuteError
+
+from memhp.errors import DimmRefused, GuestFailed
+
+__all__ = ["Monitor"]
+
+T = TypeVar("T")
+
+_OST_PENDING = 0x84
+_OST_ERRNOS = {0x80: errno.EPERM, 0x82: errno.EBUSY}
+"""What the kernel's errors become as status (drivers/acpi/scan.c: ``acpi_device_hotplug``); every other one is 1."""
+_ANSWER = 30.0
+_EVENTS = ("ACPI_DEVICE_OST", "DEVICE_DELETED", "MEM_UNPLUG_ERROR")
+
+
+class Monitor:
+    """A connection to a guest's QEMU.
+
+    Raises:
+        GuestFailed: there is nobody to connect to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("memhp")
+        self._events = EventListener(names=_EVENTS)
+        self._client.register_listener(self._events)
+        try:
+            self._do(self._client.connect(str(path)), _ANSWER)
+        except (OSError, QMPError, TimeoutError) as error:
+            self._loop.close()
+            raise GuestFailed(f"QEMU does not answer: {error}") from error
+
+    def _do(self, task: Coroutine[Any, Any, T], seconds: float) -> T:
+        return self._loop.run_until_complete(asyncio.wait_for(task, seconds))
+
+    def close(self) -> None:
+        """End the connection, whatever state it is in."""
+        try:
+            self._do(self._client.disconnect(), _ANSWER)
+        except (OSError, EOFError, QMPError, TimeoutError):
+            pass  # QEMU is gone, which ends the connection as well
+        finally:
+            self._loop.close()
+
+    def execute(self, command: str, **arguments: object) -> object:
+        """Run a command.
+
+        Raises:
+            DimmRefused: QEMU says no.
+            GuestFailed: it does not answer.
+        """
+        try:
+            return self._do(self._client.execute(command, arguments), _ANSWER)
+        except ExecuteError as error:
+            raise DimmRefused(f"QEMU refuses {command}: {error}") from error
+        except (OSError, EOFError, QMPError, TimeoutError) as error:
+            raise GuestFailed(f"QEMU does not answer to {command}: {error!r}") from error
+
+    def plug(self, name: str, size: int, node: int, at: int | None, seconds: float) -> None:
+        """Plug in a DIMM and wait until the guest's kernel has dealt with it.
+
+        Raises:
+            DimmRefused: QEMU or the guest's kernel does not take it.
+            GuestFailed: nobody answers.
+        """
+        self._events.clear()
+        self.execute("object-add", **{"qom-type": "memory-backend-ram", "id": f"mem-{name}", "size": size})
+        place = {} if at is None else {"addr": at}
+        try:
+            self.execute("device_add", driver="pc-dimm", id=name, memdev=f"mem-{name}", node=node, **place)
+        except DimmRefused:
+            self.execute("object-del", id=f"mem-{name}")
+            raise
+        status = self._wait(_status, seconds, f"the DIMM {name} of the guest")
+        if status:
+            raise _refused("does not take", status)
+
+    def unplug(self, name: str, seconds: float) -> None:
+        """Ask the guest's kernel to give a DIMM back, and wait for its answer.
+
+        Raises:
+            DimmRefused: it can't; the DIMM stays.
+            GuestFailed: nobody answers.
+        """
+        self._events.clear()
+        self.execute("device_del", id=name)
+        status = self._wait(_removed, seconds, f"the ejection of the DIMM {name}")
+        if status:
+            raise _refused("keeps", status)
+        self._wait(_status, seconds, f"the end of the ejection of the DIMM {name}")
+        self.execute("object-del", id=f"mem-{name}")
+
+    def _wait(self, wanted: Callable[[dict[str, Any]], int | None], seconds: float, what: str) -> int:
+        async def listen() -> int:
+            while True:
+                found = wanted(dict(await self._events.get()))
+                if found is not None:
+                    return found
+
+        try:
+            return self._do(listen(), seconds)
+        except TimeoutError as error:
+            raise GuestFailed(f"no word of {what} within {seconds:g} s") from error
+
+
+def _refused(what: str, status: int) -> DimmRefused:
+    number = _OST_ERRNOS.get(status, errno.EIO)
+    return DimmRefused(f"the guest's kernel {what} the DIMM: {os.strerror(number)} (_OST status {status:#x})", number)
+
+
+def _status(event: dict[str, Any]) -> int | None:
+    if event["event"] != "ACPI_DEVICE_OST":
+        return None
+    status = int(event["data"]["info"]["status"])
+    return None if status == _OST_PENDING else status
+
+
+def _removed(event: dict[str, Any]) -> int | None:
+    if event["event"] == "DEVICE_DELETED":
+        return 0
+    return 1 if event["event"] == "MEM_UNPLUG_ERROR" else _status(event)

@@ -1,0 +1,83 @@
+"""What a scenario means on a real kernel, and what is refused, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memhp.errors import ScenarioError
+from memhp.kernel import NodeSpec
+from memhp.lab.plan import Injection, Plan, make_plan
+from memhp.lab.qemu import Shape
+from memhp.scenario import load
+
+GIB = 1 << 30
+
+
+def plan(tmp_path: Path, text: str) -> Plan:
+    file = tmp_path / "demo.yaml"
+    file.write_text(text)
+    return make_plan(load(file))
+
+
+def test_a_whole_plan(tmp_path: Path) -> None:
+    """Nodes, parameters, room, the errors to inject, and the expectations that a kernel can't answer."""
+    made = plan(
+        tmp_path,
+        """
+machine:
+  nodes: [1GiB, {memory: 512MiB, cpus: 2}]
+  room: 4GiB
+  parameters: {memhp_default_state: online, movable_node: true}
+callbacks:
+  guard: {priority: -5, MEM_GOING_OFFLINE: ENOMEM, MEM_GOING_ONLINE: BAD, MEM_ONLINE: OK}
+steps:
+  - offline: 1
+    expect: {trace: [], lockdep: 0}
+""",
+    )
+
+    assert made == Plan(
+        Shape((NodeSpec(GIB), NodeSpec(GIB // 2, 2)), "memhp_default_state=online movable_node", room=4 * GIB),
+        Injection("guard", -5, True, (("MEM_ONLINE", 0), ("MEM_GOING_OFFLINE", 12), ("MEM_GOING_ONLINE", 1))),
+        ((10, "trace"), (10, "lockdep")),
+    )
+
+
+MACHINE = "machine: {nodes: [1GiB, 0]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        ("machine:\n  from: host\nsteps: []\n", 2, "a guest is made from a description"),
+        ("machine:\n  nodes: [256MiB]\nsteps: []\n", 2, "from 512 MiB to 16 GiB"),
+        ("machine:\n  nodes: [20GiB]\nsteps: []\n", 2, "from 512 MiB to 16 GiB"),
+        ("machine:\n  nodes: [1GiB]\n  block_size: 256MiB\nsteps: []\n", 3, "128 MiB, as the kernel chooses"),
+        ("machine:\n  nodes: [1GiB]\n  hypervisor: false\nsteps: []\n", 3, "a guest is a VM"),
+        ("machine:\n  nodes: [1GiB]\n  device_hotplug_lock: false\nsteps: []\n", 3, "always has that lock"),
+        (MACHINE + "callbacks:\n  a: {}\n  b: {}\nsteps: []\n", 4, "at most one callback"),
+        (MACHINE + "callbacks:\n  a:\n    call: a:b\nsteps: []\n", 4, "no Python function"),
+        (MACHINE + "callbacks:\n  a:\n    priority: 1\n    MEM_ONLINE: BAD\nsteps: []\n", 5, "can inject nothing else"),
+        (MACHINE + "callbacks:\n  a:\n    MEM_GOING_ONLINE: STOP\nsteps: []\n", 4, "can inject nothing else"),
+        (
+            MACHINE + "callbacks:\n  a:\n    MEM_GOING_ONLINE: {answer: EBUSY, times: 1}\nsteps: []\n",
+            4,
+            "can inject nothing else",
+        ),
+        (MACHINE + "steps:\n  - offline: 1\n  - signal: me\n", 4, "one of the steps add, remove"),
+        (MACHINE + "steps:\n  - allocate: {name: a, pages: 1}\n", 3, "one of the steps add, remove"),
+        (MACHINE + "steps:\n  - offline: 1\n    thread: admin\n", 3, "one after the other"),
+        (MACHINE + "steps:\n  - add: {size: 1MiB}\n", 3, "whole blocks of 128 MiB"),
+        (MACHINE + "steps:\n  - add: {size: 1GiB, node: 2}\n", 3, "a node from 0 to 1"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:
+    """Before anything boots, with file, line and what would be right."""
+    with pytest.raises(ScenarioError) as refusal:
+        plan(tmp_path, text)
+
+    assert refusal.value.file == str(tmp_path / "demo.yaml")
+    assert refusal.value.line == line
+    assert expected in refusal.value.expected

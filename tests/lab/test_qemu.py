@@ -1,0 +1,49 @@
+"""QEMU's command line, from the shape of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memhp.kernel import NodeSpec
+from memhp.lab.qemu import Shape, command_line
+
+GIB = 1 << 30
+
+
+def words(shape: Shape) -> list[str]:
+    return command_line(shape, Path("/k/vmlinuz"), Path("/t/root.cpio"), Path("/t"))
+
+
+def after(option: str, line: list[str]) -> list[str]:
+    return [line[index + 1] for index, word in enumerate(line) if word == option]
+
+
+def test_a_whole_command_line() -> None:
+    """One node with memory, one without; TCG; two serial ports and a QMP socket in the guest's directory."""
+    shape = Shape((NodeSpec(GIB), NodeSpec(0)), "memhp_default_state=offline", slots=4, room=8 * GIB)
+
+    assert words(shape) == [
+        *("qemu-system-x86_64", "-accel", "tcg", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", "1"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-m", "1024M,slots=4,maxmem=9216M"),
+        *("-object", "memory-backend-ram,id=boot0,size=1073741824", "-numa", "node,nodeid=0,cpus=0-0,memdev=boot0"),
+        *("-numa", "node,nodeid=1"),
+        *("-kernel", "/k/vmlinuz", "-initrd", "/t/root.cpio"),
+        *("-append", "console=ttyS0 loglevel=4 panic=-1 nokaslr memhp_default_state=offline"),
+        *("-serial", "file:/t/console", "-serial", "unix:/t/agent", "-qmp", "unix:/t/qmp,server=on,wait=off"),
+    ]
+
+
+def test_processors_are_numbered_over_the_nodes() -> None:
+    """Each node gets the processors that it counts."""
+    line = words(Shape((NodeSpec(GIB, 2), NodeSpec(0), NodeSpec(GIB, 3))))
+
+    assert after("-smp", line) == ["5"]
+    assert after("-numa", line) == ["node,nodeid=0,cpus=0-1,memdev=boot0", "node,nodeid=1", "node,nodeid=2,cpus=2-4,memdev=boot2"]
+
+
+def test_distances_are_given_between_different_nodes() -> None:
+    """QEMU knows that a node is 10 from itself."""
+    line = words(Shape((NodeSpec(GIB, 0, (10, 17)), NodeSpec(0, 0, (17, 10)))))
+
+    assert after("-numa", line)[2:] == ["dist,src=0,dst=1,val=17", "dist,src=1,dst=0,val=17"]
