@@ -246,8 +246,9 @@ def plan_from_spec(
     ranges = _lay_out(specs)
     ram_end = max(end for _, _, end in ranges)
     size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
-    if size < SECTION_SIZE or size & (size - 1):
-        raise InvalidInput(block_size, "block_size", f"a power of two of at least {format_size(SECTION_SIZE)}")
+    if not SECTION_SIZE <= size <= _MAX_BLOCK_SIZE or size & (size - 1):
+        expected = f"a power of two from {format_size(SECTION_SIZE)} to {format_size(_MAX_BLOCK_SIZE)}"
+        raise InvalidInput(block_size, "block_size", expected)
     begin = room_start(ram_end, size)
     return Plan(
         block_size=size,

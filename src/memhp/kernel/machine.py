@@ -146,8 +146,9 @@ class Machine:
         )
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
-        if not isinstance(five_level_paging, bool):
-            raise InvalidInput(five_level_paging, "five_level_paging", "true or false")
+        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor), ("lockdep", lockdep)):
+            if not isinstance(value, bool):
+                raise InvalidInput(value, name, "true or false")
         plan.physical_bits, plan.five_level_paging = physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
