@@ -50,7 +50,7 @@ def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
         raise InvalidInput(f"memory{twice}", MEMORY, "each block once")
     possible, nodes = _nodes_of_tree(tree)
     owners = _owners(tree, possible)
-    blocks = [_block_of_tree(tree, BlockId(number), size, owners) for number in sorted(numbers)]
+    blocks = [_block_of_tree(tree, BlockId(number), size, owners, possible) for number in sorted(numbers)]
     ram_end = (max(numbers) + 1) * size
     begin = room_start(ram_end, size)
     return Plan(
@@ -135,7 +135,7 @@ def _owners(tree: Tree, possible: list[int]) -> dict[int, int]:
     return owners
 
 
-def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int]) -> BootBlock:
+def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int], possible: list[int]) -> BootBlock:
     path = f"{MEMORY}/memory{number}"
     index = _read(tree, f"{path}/phys_index", parse_hex)
     if index != number:
@@ -144,10 +144,8 @@ def _block_of_tree(tree: Tree, number: BlockId, size: int, owners: dict[int, int
     if nid is None:
         linked = [int(match[1]) for name in _list(tree, path) if (match := _NODE_NAME.fullmatch(name))]
         nid = linked[0] if linked else 0
-        if linked and tree.exists(NODE):
-            possible = _read(tree, f"{NODE}/possible", lambda text, where: parse_ids(text.strip(), where))
-            if nid not in possible:
-                raise InvalidInput(f"node{nid}", path, f"a node that is possible here ({format_ids(possible)})")
+        if linked and tree.exists(NODE) and nid not in possible:
+            raise InvalidInput(f"node{nid}", path, f"a node that is possible here ({format_ids(possible)})")
     word = _read(tree, f"{path}/state", _word)
     if word not in {"online", "offline", "going-offline"}:
         raise InvalidInput(word, f"{path}/state", "online, offline or going-offline")

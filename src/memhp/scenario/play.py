@@ -19,7 +19,7 @@ from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
 from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
 from memhp.scenario.verdict import failure, same_result
-from memhp.units import PAGE_SIZE, format_ids
+from memhp.units import format_ids
 
 __all__ = ["Event", "Player"]
 
@@ -318,7 +318,7 @@ def _picture(machine: Machine) -> Event:
     ]
     return {
         "block_size": machine.block_size,
-        "memory": machine.memory_total // PAGE_SIZE * PAGE_SIZE,
+        "memory": machine.memory_total,
         "nodes": {state.value: format_ids(ids) for state, ids in machine.node_states.items()},
         "blocks": blocks,
     }
