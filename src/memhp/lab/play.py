@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memhp.abi.paths import MEMORY
 from memhp.abi.uevent import Uevent
-from memhp.errors import DimmRefused, InvalidInput, ScenarioError, errno_name
+from memhp.errors import DimmRefused, InvalidInput, errno_name
 from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel
 from memhp.lab.plan import Injection, Plan, make_plan
 from memhp.lab.probes import PROBES, ChainCall, UeventSent, read_trace
-from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.scenario.model import Expectations, Scenario, Step, answer_name
+from memhp.scenario.select import BlockView, Selector
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
 
@@ -26,7 +27,6 @@ Block = dict[str, Any]
 
 _CHAIN = "memory_chain"
 _ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
-_ALIAS = re.compile(r"\$([A-Za-z_][\w-]*)")
 _OF_THE_LAB = re.compile(r"/devices/system/container/|/module/(memory_)?notifier_error_inject$")
 """Devices whose uevents come of DIMMs and of injected errors, not of what a scenario says: shown, and not compared."""
 _QUIET = 0.3
@@ -55,7 +55,7 @@ class LabPlayer:
         self._plan: Plan = make_plan(scenario)
         self._probes = PROBES[kernel.series]
         self._probes.check(kernel.version)
-        self._aliases: dict[str, tuple[int, ...]] = {}
+        self._selector = Selector(self._views, lambda: self._block_size, scenario.file)
         self._dimms: dict[str, tuple[int, ...]] = {}
         self._plugged = 0
         self._uevents: list[str] = []
@@ -215,15 +215,15 @@ class LabPlayer:
         self._guest.monitor.plug(name, step.arguments["size"], step.arguments["node"], step.arguments["at"], self._patience)
         ids = tuple(block["id"] for block in self._blocks() if block["id"] not in before)
         self._dimms[name] = ids
-        self._remember(step, ids)
+        self._selector.remember(step, ids)
         return f"memory{format_ids(ids)}"
 
     def _remove(self, step: Step) -> str:
-        chosen = set(self._choose(step, "offline"))
+        chosen = set(self._selector.choose(step, step.arguments["blocks"], "offline"))
         dimms = [name for name, ids in self._dimms.items() if chosen & set(ids)]
         whole = {number for name in dimms for number in self._dimms[name]}
         if not dimms or whole != chosen:
-            raise self._bad(step, step.shown, "the blocks of whole DIMMs, which steps `add` of this scenario plugged in")
+            raise self._selector.bad(step, step.shown, "the blocks of whole DIMMs, which steps `add` of this scenario plugged in")
         for name in dimms:
             self._guest.monitor.unplug(name, self._patience)
             del self._dimms[name]
@@ -236,7 +236,7 @@ class LabPlayer:
         return self._change(step, "online", "offline")
 
     def _change(self, step: Step, state: str, word: str) -> str:
-        chosen = self._choose(step, state)
+        chosen = self._selector.choose(step, step.arguments["blocks"], state)
         states = {block["id"]: block["state"] for block in self._blocks()}
         for number in chosen:
             if number in states and states[number] != state:
@@ -249,11 +249,11 @@ class LabPlayer:
         return f"memory{format_ids(chosen)}"
 
     def _write(self, step: Step) -> str:
-        self._guest.write(self._path(step.arguments["file"]), step.arguments["text"])
+        self._guest.write(self._selector.path(step.arguments["file"]), step.arguments["text"])
         return ""
 
     def _read(self, step: Step) -> str:
-        return self._guest.read(self._path(step.arguments["file"]))
+        return self._guest.read(self._selector.path(step.arguments["file"]))
 
     def _register(self, step: Step) -> str:
         if self._plan.injection is not None:
@@ -279,53 +279,9 @@ class LabPlayer:
     def _blocks(self) -> list[Block]:
         return list(self._guest.ask("blocks"))
 
-    def _choose(self, step: Step, state: str) -> list[int]:
-        chosen = self._resolve(step, step.arguments["blocks"], state)
-        self._remember(step, tuple(chosen))
-        return chosen
-
-    def _resolve(self, step: Step, selection: Selection, state: str | None) -> list[int]:
-        if selection.name:
-            return list(self._named(step, selection.name))
-        if selection.ids:
-            return list(selection.ids)
-        among = set(self._named(step, selection.among)) if selection.among else None
-        fits = [
-            block["id"]
-            for block in self._blocks()
-            if (among is None or block["id"] in among)
-            and (selection.node is None or block["node"] == selection.node)
-            and (state is None or block["state"] == state)
-            and (block["state"] == "offline" or _zones(block))
-        ]
-        if selection.size:
-            return self._exactly(step, fits, -(-selection.size // self._block_size), from_end=state == "online")
-        return self._exactly(step, fits, selection.count, from_end=selection.place == "last") if selection.place else fits
-
-    def _exactly(self, step: Step, fits: list[int], count: int, *, from_end: bool) -> list[int]:
-        if len(fits) < count:
-            raise self._bad(step, step.shown, f"no more than {len(fits)} blocks, as many as there are")
-        return fits[-count:][::-1] if from_end else fits[:count]
-
-    def _named(self, step: Step, name: str) -> tuple[int, ...]:
-        if name not in self._aliases:
-            raise self._bad(step, name, "a name given by an earlier step with `as`")
-        return self._aliases[name]
-
-    def _remember(self, step: Step, ids: tuple[int, ...]) -> None:
-        if step.alias:
-            self._aliases[step.alias] = ids
-
-    def _path(self, file: str) -> str:
-        def first(match: re.Match[str]) -> str:
-            ids = self._aliases.get(match[1])
-            return f"memory{ids[0]}" if ids else match[0]
-
-        file = _ALIAS.sub(first, file)
-        return file if file.startswith("/") else f"{MEMORY}/{file}"
-
-    def _bad(self, step: Step, value: object, expected: str) -> ScenarioError:
-        return ScenarioError(value, str(self._scenario.file), step.line, expected, step.verb)
+    def _views(self) -> Iterator[BlockView]:
+        for block in self._blocks():
+            yield BlockView(block["id"], block["node"], block["state"], block["state"] == "offline" or bool(_zones(block)))
 
     # -- what should be
 
@@ -341,14 +297,14 @@ class LabPlayer:
         states = {block["id"]: block["state"] for block in self._blocks()} if expect.blocks else {}
         nobody = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
         for selection, state in expect.blocks:
-            for number in self._resolve(nobody, selection, None):
+            for number in self._selector.resolve(nobody, selection, None):
                 found = states.get(number, "absent")
                 if found != state:
                     self._fail(expect.line, f"state of memory{number}", state, found)
 
     def _text_of(self, path: str) -> str:
         try:
-            return self._guest.read(self._path(path)).strip()
+            return self._guest.read(self._selector.path(path)).strip()
         except GuestErrno as error:
             return errno_name(error.errno or 0)
 

@@ -280,13 +280,13 @@ class Player:
 
     def _text_of(self, path: str) -> str:
         try:
-            return self.machine.tree.read(self._actor.path(path)).strip()
+            return self.machine.tree.read(self._actor.selector.path(path)).strip()
         except HotplugError as error:
             return _result_of(error)
 
     def _check_blocks(self, expect: Expectations, selection: Selection, state: str) -> None:
         step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
-        for block_id in self._actor.resolve(step, selection, None):
+        for block_id in self._actor.selector.resolve(step, selection, None):
             block = self.machine.blocks.get(block_id)
             found = "absent" if block is None else block.state.value
             if found != state:
