@@ -50,6 +50,14 @@ def test_a_partial_last_block_has_what_is_left(boot: Boot) -> None:
     assert refusal(write, machine, "memory7/state", "offline") == "EINVAL"
 
 
+@pytest.mark.parametrize(("memory", "block", "end"), [("512MiB", 3, 0x1FFE0000), ("4GiB", 23, 0xBFFE0000)])
+def test_the_firmware_s_tables_lie_at_the_end_of_low_ram(boot: Boot, memory: str, block: int, end: int) -> None:
+    """As /proc/iomem of QEMU's PC says: its last 128 KiB below the hole are Reserved, so that block can't go offline."""
+    machine = boot([memory], acpi_tables="128KiB")
+    assert [n for n, found in machine.blocks.items() if found.has_holes] == [0, block]
+    assert max(start + nr for start, nr in machine.blocks[block].ram) << 12 == end
+
+
 def test_nodes_follow_each_other_in_memory(boot: Boot) -> None:
     """Each has its part; one without memory and CPUs is only possible; CPUs are numbered through."""
     machine = boot(["1GiB", {"memory": "512MiB", "cpus": 2}, 0, NodeSpec(memory=GIB, cpus=1)])

@@ -18,11 +18,42 @@ from memhp.lab import kernels
 from memhp.lab.play import LabPlayer
 from memhp.scenario import load
 
-__all__ = ["main"]
+__all__ = ["configure", "main"]
 
 Event = dict[str, Any]
 
 NO_LAB = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of the lab."""
+    parser.description = (
+        "Real Linux kernels in QEMU guests. Nothing of this machine's memory is changed. docs/lab.md says how it works."
+    )
+    commands = parser.add_subparsers(dest="lab", metavar="COMMAND", required=True)
+    fetch = commands.add_parser(
+        "fetch",
+        help="get kernels",
+        description="Download kernels, and what runs in a guest, as Debian packages with apt, and unpack them into a cache "
+        "directory. Nothing is installed.",
+    )
+    fetch.add_argument("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; may be repeated; default: both")
+    listing = commands.add_parser("kernels", help="list the kernels that are here, with their exact versions")
+    listing.add_argument("--json", action="store_true", help="print a JSON list")
+    run = commands.add_parser(
+        "run",
+        help="play a scenario file on a real kernel",
+        description="Play a scenario file on a real kernel in a QEMU guest. "
+        "What has no meaning there is refused before it boots.",
+    )
+    run.add_argument("file", metavar="FILE", help="the scenario (docs/scenarios.md says how to write one)")
+    run.add_argument("--kernel", required=True, metavar="SERIES", help="6.1 or 6.12")
+    run.add_argument("--json", action="store_true", help="print events as JSON lines (docs/run-json.md)")
+    run.add_argument("--quiet", action="store_true", help="print only what did not hold")
+    run.add_argument("--record", metavar="RECORDING", help="write the events to this file too, as JSON lines")
+    run.add_argument(
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="how long the boot, or one request, may take; default: 60"
+    )
 
 
 def main(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import itertools
@@ -17,7 +18,7 @@ from memhp.kernel import Rules
 from memhp.scenario import Player, load
 from memhp.units import format_size
 
-__all__ = ["BAD_INPUT", "FAILED", "HELD", "INTERRUPTED", "Text", "main", "make_sink"]
+__all__ = ["BAD_INPUT", "FAILED", "HELD", "INTERRUPTED", "Text", "configure", "main", "make_sink"]
 
 Event = dict[str, Any]
 
@@ -26,14 +27,28 @@ _CELLS_PER_ROW = 64
 _MAX_CELLS = 512
 
 
-def main(file: str, *, as_json: bool, rules: str | None, quiet: bool) -> int:
-    """Play the scenario in ``file``; gives the exit code."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.description = (
+        "Play a scenario file on the modelled machine and show each call of a callback as it happens. "
+        "Nothing of the real machine is changed, also with `from: host`, which only reads its /sys."
+    )
+    parser.add_argument("file", metavar="FILE", help="the scenario (docs/scenarios.md says how to write one)")
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines (docs/run-json.md)")
+    parser.add_argument(
+        "--rules", metavar="RULES", help="whose rules the machine follows: documented, 6.1 or 6.12; default: the file's"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print only what did not hold")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Play the scenario; gives the exit code."""
     try:
-        chosen = None if rules is None else _rules(rules)
+        chosen = None if options.rules is None else _rules(options.rules)
         _make_printable()
-        sink = make_sink(as_json=as_json, quiet=quiet)
+        sink = make_sink(as_json=options.json, quiet=options.quiet)
         with _without_log():
-            failures = Player(load(file), sink, rules=chosen).play()
+            failures = Player(load(options.file), sink, rules=chosen).play()
             sys.stdout.flush()
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)

@@ -229,8 +229,11 @@ def plan_from_spec(
     parameters: object = None,
     rules: Rules,
     hypervisor: bool = True,
+    acpi_tables: object = 0,
 ) -> Plan:
     """Lay out RAM as a PC does: from address 0, with a hole from 3 GiB to 4 GiB, node after node.
+
+    ``acpi_tables`` bytes at the end of RAM below that hole are the firmware's.
 
     Raises:
         InvalidInput: no node, no memory, a size that is no multiple of the page size, or a block size that is no power of
@@ -253,7 +256,7 @@ def plan_from_spec(
     return Plan(
         block_size=size,
         nodes=list(specs),
-        blocks=_blocks_of_ranges(ranges, size),
+        blocks=_blocks_of_ranges(_without_tables(ranges, acpi_tables), size),
         parameters=Parameters.of(parameters, rules),
         room_start=begin,
         room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
@@ -275,6 +278,14 @@ def _lay_out(specs: Sequence[NodeSpec]) -> list[tuple[int, int, int]]:
             place += part
             missing -= part
     return ranges
+
+
+def _without_tables(ranges: list[tuple[int, int, int]], given: object) -> list[tuple[int, int, int]]:
+    size = parse_size(given, "acpi_tables")
+    low = max(end for _, _, end in ranges if end <= _HOLE_START)
+    if size % PAGE_SIZE or size >= SECTION_SIZE or size >= low:
+        raise InvalidInput(given, "acpi_tables", f"a multiple of the page size {PAGE_SIZE} below {format_size(SECTION_SIZE)}")
+    return [(nid, start, end - size if end == low else end) for nid, start, end in ranges]
 
 
 def _blocks_of_ranges(ranges: list[tuple[int, int, int]], size: int) -> list[BootBlock]:

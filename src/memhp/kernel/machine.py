@@ -113,6 +113,7 @@ class Machine:
         hypervisor: bool = True,
         physical_bits: int = 46,
         five_level_paging: bool = False,
+        acpi_tables: str | int = 0,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
         lockdep: bool = False,
@@ -128,6 +129,8 @@ class Machine:
             hypervisor: whether it is a VM, which matters for the default block size only.
             physical_bits: how many bits of a physical address the CPU has; memory can't be claimed above.
             five_level_paging: whether 2^52 bytes can be mapped, not 2^46.
+            acpi_tables: bytes that the firmware keeps at the end of RAM below the hole, 128 KiB in QEMU's PC; the block has
+                a hole then, and can't go offline.
             rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
             lockdep: watch the order of locks.
@@ -143,6 +146,7 @@ class Machine:
             parameters=parameters,
             rules=Rules.of(rules),
             hypervisor=hypervisor,
+            acpi_tables=acpi_tables,
         )
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")

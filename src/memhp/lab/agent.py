@@ -1,6 +1,6 @@
 """What runs in the guest: it does what the lab asks over a serial port, one JSON line for each request and each answer.
 
-The file goes into the guest alone, so it imports the standard library only, and not memhp.
+It goes into the guest with :mod:`memhp.abi.state` alone, so it imports the standard library and nothing else of memhp.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from memhp.abi.state import machine_state
 
 __all__ = ["Agent", "encode", "serve"]
 
@@ -52,6 +54,7 @@ class Agent:
             "run": self.run,
             "blocks": self.blocks,
             "machine": self.machine,
+            "state": self.state,
             "begin": self.begin,
             "end": self.end,
         }
@@ -131,6 +134,10 @@ class Agent:
             "nodes": {mask: self._text(f"{_NODE}/{mask}") for mask in _MASKS},
             "blocks": self.blocks(),
         }
+
+    def state(self) -> dict[str, str]:
+        """Give what userland sees."""
+        return machine_state(self.read, lambda path: os.listdir(self._path(path)))
 
     def begin(self) -> None:
         """Forget the trace and the uevents so far."""

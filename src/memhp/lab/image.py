@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from memhp.abi import state
 from memhp.errors import LabError
 from memhp.lab import agent
 from memhp.lab.cpio import Entry, device, directory, file, link, newc
@@ -28,7 +29,7 @@ _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t debugfs debugfs /sys/kernel/debug
 /bin/busybox mount -t tracefs tracefs /sys/kernel/tracing
-/bin/python -I -S -B /lib/agent.py
+PYTHONPATH=/lib /bin/python -S -B /lib/agent.py
 /bin/busybox poweroff -f
 """
 
@@ -47,6 +48,8 @@ def _frame() -> Iterator[Entry]:
     yield device("dev/console", 5, 1)
     yield file("init", _INIT.encode(), 0o755)
     yield file("lib/agent.py", Path(agent.__file__).read_bytes())
+    yield from (directory(name) for name in ("lib/memhp", "lib/memhp/abi"))
+    yield file("lib/memhp/abi/state.py", Path(state.__file__).read_bytes())
 
 
 def _python(userland: Path) -> Iterator[Entry]:

@@ -30,7 +30,7 @@ __all__ = ["load"]
 
 _RULES = {rules.text: rules for rules in Rules}
 _ACTIONS = tuple(action.name for action in MemoryAction)
-_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor", "physical_bits", "five_level_paging")
+_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor", "physical_bits", "five_level_paging", "acpi_tables")
 _MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
@@ -93,7 +93,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
     if not description:
         return
     where = given.get("nodes", value)
-    for name in ("block_size", "room", "parameters", "nodes"):
+    for name in ("block_size", "room", "parameters", "acpi_tables", "nodes"):
         if name in given:
             where = given[name]
             part = {key: description[key] for key in description if key in {"nodes", name}}
