@@ -30,7 +30,7 @@ SHOWN = 12
 """How many differences of one recording are printed."""
 
 LEFT_OUT = {
-    # the docstring of memhp.kernel.sysfs: of a node's directory
+    # of a node's directory: not there (the docstring of memhp.kernel.sysfs), or counting what else a guest does
     "compact",
     "hugepages",
     "meminfo",
@@ -328,6 +328,10 @@ class CapturedTree:
         if len(entry) != 2:
             raise OSError(getattr(errno, entry[2]) if len(entry) > 2 else errno.EACCES, "could not be read", path)
         return entry[1]
+
+    def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        raw = self.read(path).encode()
+        return raw[offset:] if size < 0 else raw[offset : offset + size]
 
     def write(self, path: str, data: str | bytes) -> int:
         raise OSError(errno.EROFS, "a recording", path)

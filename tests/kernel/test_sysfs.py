@@ -134,7 +134,7 @@ def test_paths_that_lead_nowhere_are_the_errors_of_open(boot: Boot, rules: Rules
     """ENOENT, ENOTDIR, EISDIR; and listing or following what is a file."""
     machine = with_node_1(boot, rules)
     tree = machine.tree
-    for path in (f"{MEMORY}/memory99/state", f"{MEMORY}/memory032/state", f"{MEMORY}/memory32/stat", f"{NODE}/node2", "/proc"):
+    for path in (f"{MEMORY}/memory99/state", f"{MEMORY}/memory032/state", f"{MEMORY}/memory32/stat", f"{NODE}/node2", "/etc"):
         assert refusal(tree.read, path) == "ENOENT"
         assert not tree.exists(path)
     assert refusal(tree.read, f"{MEMORY}/memory32/state/x") == "ENOTDIR"

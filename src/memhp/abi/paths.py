@@ -1,7 +1,8 @@
-"""Where the files of memory hotplug are (Documentation/ABI/testing/sysfs-devices-memory)."""
+"""Where the files of memory hotplug are (Documentation/ABI/testing/sysfs-devices-memory, filesystems/proc)."""
 
-__all__ = ["BUS", "MEMORY", "MODULE", "NODE", "PARAMETERS"]
+__all__ = ["BUS", "MEMORY", "MODULE", "NODE", "PARAMETERS", "PROC"]
 
+PROC = "/proc"
 MEMORY = "/sys/devices/system/memory"
 NODE = "/sys/devices/system/node"
 BUS = "/sys/bus/memory"

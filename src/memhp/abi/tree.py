@@ -13,12 +13,21 @@ from typing import Protocol
 
 __all__ = ["DirTree", "Tree"]
 
+_READ = 1 << 20
+"""Bytes of one ``pread()``; a multiple of 8."""
+
 
 class Tree(Protocol):
     """Files that can be read, written and listed."""
 
     def read(self, path: str) -> str:
         """Give the file's text."""
+
+    def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        """Give ``size`` bytes of the file from ``offset`` on (fewer at its end, all if -1), as one ``pread()``.
+
+        It is the way to read binary files (/proc/kpageflags, /proc/kpagecount), whose offset and size are multiples of 8.
+        """
 
     def write(self, path: str, data: str | bytes) -> int:
         """Write to the file, as one ``write()``; gives the number of bytes taken."""
@@ -60,6 +69,26 @@ class DirTree:
         """Give the file's text; bytes that are no UTF-8 are replaced."""
         with self._real(path).open("rb") as file:
             return file.read().decode(errors="replace")
+
+    def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        """Give ``size`` bytes of the file from ``offset`` on (all if -1), short only at its end.
+
+        Raises:
+            OSError: what the system call says, such as EINVAL for half a word of /proc/kpageflags.
+        """
+        descriptor = os.open(self._real(path), os.O_RDONLY)
+        try:
+            parts: list[bytes] = []
+            while size:
+                part = os.pread(descriptor, min(size, _READ) if size > 0 else _READ, offset)
+                if not part:
+                    break
+                parts.append(part)
+                offset += len(part)
+                size -= len(part) if size > 0 else 0
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
 
     def write(self, path: str, data: str | bytes) -> int:
         """Write to the file without truncating it, in one system call.

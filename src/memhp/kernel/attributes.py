@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
 from memhp.errors import HotplugError, InvalidInput
-from memhp.kernel import device
+from memhp.kernel import device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
@@ -30,6 +30,7 @@ __all__ = [
     "NODE_FILES",
     "NODE_ROOT_FILES",
     "PARAMETER_FILES",
+    "PROC_FILES",
     "Attribute",
     "power_files",
     "uevent_of",
@@ -47,6 +48,8 @@ class Attribute:
     mode: int
     show: Callable[[Machine, Any], str] | None = None
     store: Callable[[Machine, Any, str], None] | None = None
+    read_bytes: Callable[[Machine, int, int], bytes] | None = None
+    """Of a binary file only: gives so many bytes from an offset on."""
 
 
 def _constant(text: str, mode: int = 0o444) -> Attribute:
@@ -219,7 +222,10 @@ NODE_FILES = {
     "cpulist": Attribute(0o444, lambda machine, node: f"{format_ids(node.cpus)}\n"),
     "cpumap": Attribute(0o444, _show_cpumap),
     "distance": Attribute(0o444, _show_distance),
+    "meminfo": Attribute(0o444, proc.node_meminfo),
+    "numastat": Attribute(0o444, proc.node_numastat),
     "uevent": Attribute(0o644, lambda machine, node: "", _store_uevent),
+    "vmstat": Attribute(0o444, proc.node_vmstat),
 }
 
 MEMORY_FILES = {
@@ -263,4 +269,27 @@ POWER_FILES = {
     "runtime_active_time": _constant("0\n"),
     "runtime_status": _constant("unsupported\n"),
     "runtime_suspended_time": _constant("0\n"),
+}
+
+
+# NumPy costs more to import than all the rest, so it comes with the first read of page words.
+
+
+def _kpageflags(machine: Machine, offset: int, size: int) -> bytes:
+    from memhp.kernel.kpage import read_kpageflags  # noqa: PLC0415
+
+    return read_kpageflags(machine, offset, size)
+
+
+def _kpagecount(machine: Machine, offset: int, size: int) -> bytes:
+    from memhp.kernel.kpage import read_kpagecount  # noqa: PLC0415
+
+    return read_kpagecount(machine, offset, size)
+
+
+PROC_FILES = {
+    "kpagecount": Attribute(0o400, read_bytes=_kpagecount),
+    "kpageflags": Attribute(0o400, read_bytes=_kpageflags),
+    "meminfo": Attribute(0o444, proc.meminfo),
+    "zoneinfo": Attribute(0o444, proc.zoneinfo),
 }

@@ -7,7 +7,6 @@ and an allocation of a gigabyte is a handful of records.
 from __future__ import annotations
 
 import bisect
-import enum
 import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, InvalidInput, PageRefusal
 from memhp.kernel.blocks import MemoryBlock
+from memhp.kernel.kinds import Leaving, MigrateType, PageKind
 from memhp.kernel.zones import NodeState, ZoneType
 from memhp.locking import Mutex, WaitQueue
 from memhp.units import Pfn
@@ -23,26 +23,6 @@ if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
 __all__ = ["Allocation", "Extent", "PageKind", "Pages"]
-
-
-class PageKind(enum.Enum):
-    """What a page in use is, as far as offlining cares."""
-
-    MOVABLE = "movable"
-    """Anonymous or file pages: they migrate, unless pinned."""
-    UNMOVABLE = "unmovable"
-    """Slab, page tables, kernel stacks: isolation of their block fails with EBUSY."""
-    RESERVED = "reserved"
-    """Taken at boot for good, e.g. the kernel's image; as unmovable."""
-    OFFLINE = "offline"
-    """Logically offline by a driver that holds a reference (a balloon): EBUSY, but only after MEM_GOING_OFFLINE,
-    where the driver may let go."""
-    POISONED = "hwpoison"
-    """Bad hardware: it doesn't keep its block from going offline, but from coming online again."""
-
-
-_BLOCKS_ISOLATION = frozenset({PageKind.UNMOVABLE, PageKind.RESERVED})
-_BELONGS_IN_MOVABLE = frozenset({PageKind.MOVABLE})
 
 
 @dataclass(slots=True, eq=False)
@@ -215,7 +195,7 @@ class Pages:
                     message = f"{block.name} is being isolated already"
                     raise PageRefusal(errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner="")
                 for extent in block.used:
-                    if extent.allocation.kind in _BLOCKS_ISOLATION:
+                    if extent.allocation.kind.leaving is Leaving.REFUSES:
                         raise self._refusal(extent, "can't move")
             for block in blocks:
                 block.isolated = True
@@ -240,9 +220,9 @@ class Pages:
         with self.lock:
             for extent in [extent for block in blocks for extent in block.used]:
                 kind = extent.allocation.kind
-                if kind is PageKind.POISONED:
+                if kind.leaving is Leaving.GOES_ALONG:
                     continue
-                if kind is not PageKind.MOVABLE:
+                if kind.leaving is not Leaving.MIGRATES:
                     raise self._refusal(extent, "is still referenced")
                 if extent.allocation.pins or not self._migrate(extent):
                     stuck = stuck or extent
@@ -291,7 +271,7 @@ class Pages:
             block = self._machine.blocks.get(block_id)
             if block is None:
                 raise InvalidInput(block_id, "alloc: blocks", "blocks that exist")
-            if _allocatable(block) and (kind in _BELONGS_IN_MOVABLE or not _in_movable(block)):
+            if _allocatable(block) and (kind.migratetype is MigrateType.MOVABLE or not _in_movable(block)):
                 chosen.append(block)
         return chosen
 
@@ -303,7 +283,7 @@ class Pages:
         return sorted(nodes, key=lambda nid: (distances.get(nid, 20), nid))
 
     def _blocks_of(self, nodes: Iterable[int], kind: PageKind) -> Iterator[MemoryBlock]:
-        first = ZoneType.MOVABLE if kind in _BELONGS_IN_MOVABLE else ZoneType.NORMAL
+        first = ZoneType.MOVABLE if kind.migratetype is MigrateType.MOVABLE else ZoneType.NORMAL
         for nid in nodes:
             for zone_type in range(first, -1, -1):
                 zone = self._machine.nodes[nid].zones[zone_type]
@@ -345,7 +325,7 @@ class Pages:
         if extent is None:
             return None
         allocation = extent.allocation
-        if allocation.kind is not PageKind.MOVABLE or (allocation.pins and not hard):
+        if allocation.kind.leaving is not Leaving.MIGRATES or (allocation.pins and not hard):
             return allocation
         if not hard:
             elsewhere = [other for other in self._candidates(PageKind.MOVABLE, block.nid, None) if other is not block]

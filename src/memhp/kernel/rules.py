@@ -41,6 +41,8 @@ class RuleSet:
     """CONFIG_CRASH_HOTPLUG: the file ``crash_hotplug``."""
     default_online_type: OnlineType
     """Boot value of ``auto_online_blocks`` (Debian's cloud kernels)."""
+    counters: str
+    """Which kernel's counters and page flags /proc shows: ``6.1`` or ``6.12``."""
     action_numbers: dict[MemoryAction, int]
     """The numbers of the actions in this release's ``include/linux/memory.h``."""
 
@@ -56,6 +58,7 @@ class Rules(enum.Enum):
         memory_failure=False,
         crash_hotplug=False,
         default_online_type=OnlineType.OFFLINE,
+        counters="6.1",
         action_numbers=_FLAGS,
     )
     """What core-api/memory-hotplug says, with Linux 6.1 where it says nothing."""
@@ -67,6 +70,7 @@ class Rules(enum.Enum):
         memory_failure=False,
         crash_hotplug=False,
         default_online_type=OnlineType.OFFLINE,
+        counters="6.1",
         action_numbers=_FLAGS,
     )
     """Debian's 6.1.192 cloud kernel, as observed."""
@@ -78,6 +82,7 @@ class Rules(enum.Enum):
         memory_failure=True,
         crash_hotplug=True,
         default_online_type=OnlineType.ONLINE,
+        counters="6.12",
         action_numbers=_ENUM,
     )
     """Debian's 6.12.117 cloud kernel, as observed."""

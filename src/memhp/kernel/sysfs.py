@@ -1,8 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
 Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages, meminfo, memory_failure, numastat and vmstat; of a block's firmware_node; and
-everything outside the four directories.
+of a node's directory compact, hugepages and memory_failure; of a block's firmware_node; and everything outside the five
+directories.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from memhp.abi.paths import BUS, MEMORY, MODULE, NODE
+from memhp.abi.paths import BUS, MEMORY, MODULE, NODE, PROC
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.attributes import (
     BLOCK_FILES,
@@ -23,6 +23,7 @@ from memhp.kernel.attributes import (
     NODE_FILES,
     NODE_ROOT_FILES,
     PARAMETER_FILES,
+    PROC_FILES,
     Attribute,
     power_files,
     uevent_of,
@@ -58,6 +59,14 @@ class SysfsTree:
             if block is not None and attribute is not None and attribute.show is not None:
                 return attribute.show(self._machine, block)
         return self.open(path).read()
+
+    def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        """Give ``size`` bytes of the file from ``offset`` on, fewer at its end, all if -1; for /proc/kpageflags and kpagecount.
+
+        Raises:
+            HotplugError: as :meth:`open`; EINVAL, a binary file's offset or size is no multiple of 8.
+        """
+        return self.open(path).read_bytes(offset, size)
 
     def write(self, path: str, data: str | bytes) -> int:
         """Write to the file, as one ``write()``; gives the number of bytes taken."""
@@ -173,9 +182,20 @@ class SysfsFile:
             HotplugError: ENODEV, the device was removed; EIO where the kernel has nothing to say.
         """
         self._check()
+        if self._attribute.read_bytes is not None:
+            raise HotplugError(errno.EINVAL, f"{self._path} is no text; use read_bytes()")
         if self._attribute.show is None:
             raise HotplugError(errno.EIO, f"{self._path} has nothing to read")
         return self._attribute.show(self._machine, self._what)
+
+    def read_bytes(self, offset: int = 0, size: int = -1) -> bytes:
+        """Give a part of the file as it is now; raises as :meth:`read`, and EINVAL for half a word of a binary file."""
+        if offset < 0 or size < -1:
+            raise HotplugError(errno.EINVAL, f"{self._path}: can't read {size} bytes at {offset}")
+        if self._attribute.read_bytes is not None:
+            return self._attribute.read_bytes(self._machine, offset, size)
+        raw = self.read().encode()
+        return raw[offset:] if size < 0 else raw[offset : offset + size]
 
     def write(self, data: str | bytes) -> int:
         """Write once; gives the number of bytes taken. Nothing is too little to reach the kernel's handler.
@@ -284,6 +304,7 @@ def _bus_devices(machine: Machine) -> _Directory:
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
 _FIXED: dict[str, Callable[[Machine], _Directory]] = {
+    PROC: lambda machine: _Directory(None, PROC_FILES, dict),
     MEMORY: _memory_directory,
     NODE: _node_root,
     BUS: lambda machine: _Directory(None, BUS_FILES, lambda: {"devices": None, "drivers": None}),
