@@ -55,6 +55,8 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         ("machine:\n  nodes: [256MiB]\nsteps: []\n", 2, "from 512 MiB to 16 GiB"),
         ("machine:\n  nodes: [20GiB]\nsteps: []\n", 2, "from 512 MiB to 16 GiB"),
         ("machine:\n  nodes: [1GiB]\n  block_size: 256MiB\nsteps: []\n", 3, "128 MiB, as the kernel chooses"),
+        ("machine:\n  nodes: [1GiB, 0, 0]\nsteps: []\n", 2, "memory or CPUs for each node but the last"),
+        ("machine:\n  nodes: [1GiB]\n  acpi_tables: 64KiB\nsteps: []\n", 3, "128 KiB, as QEMU's firmware keeps it"),
         ("machine:\n  nodes: [1GiB]\n  hypervisor: false\nsteps: []\n", 3, "a guest is a VM"),
         ("machine:\n  nodes: [1GiB]\n  device_hotplug_lock: false\nsteps: []\n", 3, "always has that lock"),
         (MACHINE + "callbacks:\n  a: {}\n  b: {}\nsteps: []\n", 4, "at most one callback"),

@@ -15,6 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
+    "conform": ("memhp.cli.conform", "compare the model with real kernels"),
 }
 """Each command's module, and what it is for in a few words."""
 

@@ -18,7 +18,7 @@ from memhp.lab import kernels
 from memhp.lab.play import LabPlayer
 from memhp.scenario import load
 
-__all__ = ["configure", "main"]
+__all__ = ["NO_LAB", "configure", "ended_by_sigterm", "main"]
 
 Event = dict[str, Any]
 
@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run one of the commands of the lab; gives the exit code."""
     try:
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             return _COMMANDS[options.lab](options)
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
@@ -76,8 +76,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    # As Ctrl-C does, so that the guest ends with us.
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that the guest ends with it."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 

@@ -229,6 +229,9 @@ class Text:
         message = event["message"].replace("\n", "\n     ")
         return [f"   = {self._paint(event['result'], '31')}{thread}: {message}"]
 
+    def _state(self, event: Event) -> list[str]:
+        return [f"   | {key}: {'gone' if value is None else value}" for key, value in event["changes"].items()]
+
     def _lockdep(self, event: Event) -> list[str]:
         return [f"   | {line}".rstrip() for line in event["text"].splitlines()]
 

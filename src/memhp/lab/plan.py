@@ -15,10 +15,13 @@ from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_
 from memhp.scenario.reader import Value, read_yaml
 from memhp.units import format_size, parse_size
 
-__all__ = ["BLOCK", "Injection", "Plan", "make_plan"]
+__all__ = ["ACPI_TABLES", "BLOCK", "Injection", "Plan", "make_plan"]
 
 BLOCK = 128 << 20
 """The size of a memory block of such guests."""
+
+ACPI_TABLES = 128 << 10
+"""What QEMU's firmware keeps at the end of low RAM."""
 
 _LEAST, _MOST = 512 << 20, 16 << 30
 _ROOM = 64 << 30
@@ -101,6 +104,9 @@ def _shape(scenario: Scenario, where: _Where) -> Shape:
             where.refuse(given[name], where.line("machine", name), "no such key for a guest", f"machine: {name}")
     if given.get("hypervisor", True) is not True:
         where.refuse("false", where.line("machine", "hypervisor"), "true: a guest is a VM", "machine: hypervisor")
+    if parse_size(given.get("acpi_tables", ACPI_TABLES), "acpi_tables") != ACPI_TABLES:
+        expected = f"{format_size(ACPI_TABLES)}, as QEMU's firmware keeps it"
+        where.refuse(given["acpi_tables"], where.line("machine", "acpi_tables"), expected, "machine: acpi_tables")
     if parse_size(given.get("block_size", BLOCK), "block_size") != BLOCK:
         line = where.line("machine", "block_size")
         where.refuse(
@@ -115,6 +121,11 @@ def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
     if not _LEAST <= total <= _MOST or any(node.memory % BLOCK for node in nodes):
         expected = f"nodes of whole blocks, from {format_size(_LEAST)} to {format_size(_MOST)} together, for a guest"
         where.refuse(format_size(total), where.line("machine", "nodes"), expected, "machine: nodes")
+    for number, node in enumerate(nodes[1:-1], 1):
+        if not node.memory and not node.cpus:
+            # The firmware's tables name a node by its memory or CPUs, and the last one by the room for DIMMs.
+            expected = "memory or CPUs for each node but the last, else the guest's kernel does not know of it"
+            where.refuse(number, where.line("machine", "nodes"), expected, "machine: nodes")
     return nodes
 
 

@@ -8,29 +8,40 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memhp.abi.paths import MEMORY
+from memhp.abi.state import changes
 from memhp.abi.uevent import Uevent
 from memhp.errors import DimmRefused, InvalidInput, errno_name
 from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel
 from memhp.lab.plan import Injection, Plan, make_plan
-from memhp.lab.probes import PROBES, ChainCall, UeventSent, read_trace
+from memhp.lab.probes import PROBES, ChainCall, Probes, UeventSent, read_trace
 from memhp.scenario.model import Expectations, Scenario, Step, answer_name
+from memhp.scenario.play import CHAIN
 from memhp.scenario.select import BlockView, Selector
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
 
-__all__ = ["LabPlayer"]
+__all__ = ["LabPlayer", "hear"]
 
 Event = dict[str, Any]
 Block = dict[str, Any]
 
-_CHAIN = "memory_chain"
 _ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 _OF_THE_LAB = re.compile(r"/devices/system/container/|/module/(memory_)?notifier_error_inject$")
 """Devices whose uevents come of DIMMs and of injected errors, not of what a scenario says: shown, and not compared."""
 _QUIET = 0.3
 """Seconds without a uevent after which a DIMM is dealt with: the kernel does that in a thread of its own."""
+
+
+def hear(guest: Guest, probes: Probes) -> None:
+    """Set the probes of a guest that has just come up."""
+    address = ""
+    if probes.symbol:
+        lines = guest.ask("grep", path="/proc/kallsyms", pattern=rf" {probes.symbol}$")
+        address = lines[0].split()[0] if lines else "0"
+    for path, text in probes.definitions(address):
+        guest.write(path, text, append=True)
 
 
 class LabPlayer:
@@ -41,18 +52,32 @@ class LabPlayer:
         kernel: what it is played on.
         sink: called with each event, in order.
         patience: seconds that the boot, or one request, may take.
+        watch: tell also what userland sees, first and after each step (event ``state``).
+
+    Attributes:
+        plan: what the scenario means on a real kernel.
 
     Raises:
         ScenarioError: something in the scenario has no meaning on a real kernel.
         LabError: the kernel is one whose trace would be misread.
     """
 
-    def __init__(self, scenario: Scenario, kernel: Kernel, sink: Callable[[Event], None], *, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        kernel: Kernel,
+        sink: Callable[[Event], None],
+        *,
+        patience: float = 60.0,
+        watch: bool = False,
+    ) -> None:
+        self._watch = watch
+        self._state: dict[str, str] = {}
         self._scenario = scenario
         self._kernel = kernel
         self._sink = sink
         self._patience = patience
-        self._plan: Plan = make_plan(scenario)
+        self.plan: Plan = make_plan(scenario)
         self._probes = PROBES[kernel.series]
         self._probes.check(kernel.version)
         self._selector = Selector(self._views, lambda: self._block_size, scenario.file)
@@ -81,13 +106,19 @@ class LabPlayer:
             ScenarioError: a step asks for what this machine doesn't have; with file and line.
             LabError: the guest can't be started, or fails.
         """
+        with Guest(self._kernel, self.plan.shape, patience=self._patience) as guest:
+            hear(guest, self._probes)
+            return self.play_in(guest)
+
+    def play_in(self, guest: Guest) -> int:
+        """Play everything in a guest that is up, of the plan's shape, and heard (:func:`hear`); gives what :meth:`play` does."""
         scenario = self._scenario
+        self._guest = guest
         self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._probes.rules.text)
-        with Guest(self._kernel, self._plan.shape, patience=self._patience) as self._guest:
-            self._begin()
-            for step in scenario.steps:
-                self._play_step(step)
-            self._end()
+        self._begin()
+        for step in scenario.steps:
+            self._play_step(step)
+        self._end()
         return self.failures
 
     # -- begin and end
@@ -95,25 +126,17 @@ class LabPlayer:
     def _begin(self) -> None:
         kernel = self._kernel
         self._emit("guest", release=kernel.release, version=kernel.version, boot_seconds=round(self._guest.boot_seconds, 3))
-        self._listen()
         machine = self._picture("before")
         self._block_size = machine["block_size"]
-        if self._plan.injection is not None and self._plan.injection.registered:
-            self._inject(self._plan.injection)
-        if self._plan.unseen:
-            first = self._plan.unseen[0][0]
-            names = sorted({name for _, name in self._plan.unseen})
-            lines = ", ".join(str(line) for line in sorted({line for line, _ in self._plan.unseen}))
+        if self.plan.injection is not None and self.plan.injection.registered:
+            self._inject(self.plan.injection)
+        if self.plan.unseen:
+            first = self.plan.unseen[0][0]
+            names = sorted({name for _, name in self.plan.unseen})
+            lines = ", ".join(str(line) for line in sorted({line for line, _ in self.plan.unseen}))
             text = f"Not compared on a real kernel: expectations of {' and '.join(names)} (line {lines})."
             self._emit("note", line=first, text=text)
-
-    def _listen(self) -> None:
-        address = ""
-        if self._probes.symbol:
-            lines = self._guest.ask("grep", path="/proc/kallsyms", pattern=rf" {self._probes.symbol}$")
-            address = lines[0].split()[0] if lines else "0"
-        for path, text in self._probes.definitions(address):
-            self._guest.write(path, text, append=True)
+        self._note_state()
 
     def _picture(self, moment: str) -> Event:
         machine = self._guest.ask("machine")
@@ -122,6 +145,12 @@ class LabPlayer:
         event.pop("release")
         self._emit("machine", moment=moment, **event)
         return event
+
+    def _note_state(self) -> None:
+        if self._watch:
+            now: dict[str, str] = self._guest.ask("state")
+            self._emit("state", changes=changes(self._state, now))
+            self._state = now
 
     def _end(self) -> None:
         self._picture("after")
@@ -144,6 +173,7 @@ class LabPlayer:
         self._say_heard(step)
         self._steps += 1
         self._emit("result", number=step.number, thread="main", result=result, message=message, text=text)
+        self._note_state()
         wanted = (step.expect.result if step.expect is not None else None) or "ok"
         if not same_result(result, wanted):
             self._fail(step.line, f"step {step.number}: {step.shown}", wanted, result, message)
@@ -193,7 +223,7 @@ class LabPlayer:
             nr_pages=call.arg.nr_pages,
             status_change_nid_normal=call.arg.status_change_nid_normal,
             status_change_nid=call.arg.status_change_nid,
-            callback=_CHAIN,
+            callback=CHAIN,
             priority=None,
             answer="none" if call.answer is None else answer_name(call.answer),
             error=None,
@@ -256,8 +286,8 @@ class LabPlayer:
         return self._guest.read(self._selector.path(step.arguments["file"]))
 
     def _register(self, step: Step) -> str:
-        if self._plan.injection is not None:
-            self._inject(self._plan.injection)
+        if self.plan.injection is not None:
+            self._inject(self.plan.injection)
         return ""
 
     def _unregister(self, step: Step) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from memhp.kernel import NodeSpec
 from memhp.units import format_size
 
-__all__ = ["QEMU", "Shape", "command_line"]
+__all__ = ["QEMU", "Shape", "command_line", "cpus_of"]
 
 QEMU = "qemu-system-x86_64"
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
@@ -50,7 +50,7 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> lis
         root: the initramfs.
         directory: where the sockets and the console's text go.
     """
-    cpus = sum(_cpus(shape))
+    cpus = sum(cpus_of(shape))
     return [
         QEMU,
         # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
@@ -64,8 +64,8 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> lis
     ]
 
 
-def _cpus(shape: Shape) -> list[int]:
-    # Every machine has a processor, whether its description counts any or not.
+def cpus_of(shape: Shape) -> list[int]:
+    """Give the CPUs of each node; every machine has one, whether its description counts any or not."""
     counts = [node.cpus for node in shape.nodes]
     return counts if any(counts) else [1, *counts[1:]]
 
@@ -73,7 +73,7 @@ def _cpus(shape: Shape) -> list[int]:
 def _numa(shape: Shape) -> list[str]:
     words: list[str] = []
     first = 0
-    for number, (node, count) in enumerate(zip(shape.nodes, _cpus(shape), strict=True)):
+    for number, (node, count) in enumerate(zip(shape.nodes, cpus_of(shape), strict=True)):
         has = f"node,nodeid={number}"
         if count:
             has += f",cpus={first}-{first + count - 1}"

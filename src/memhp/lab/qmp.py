@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
@@ -102,6 +102,11 @@ class Monitor:
             raise _refused("keeps", status)
         self._wait(_status, seconds, f"the end of the ejection of the DIMM {name}")
         self.execute("object-del", id=f"mem-{name}")
+
+    def dimms(self) -> list[str]:
+        """Give the names of the DIMMs that are plugged in."""
+        devices = cast("list[dict[str, Any]]", self.execute("query-memory-devices"))
+        return [device["data"]["id"] for device in devices if device["type"] == "dimm"]
 
     def _wait(self, wanted: Callable[[dict[str, Any]], int | None], seconds: float, what: str) -> int:
         async def listen() -> int:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from memhp.abi.paths import MEMORY
+from memhp.abi.state import changes, machine_state
 from memhp.abi.tree import DirTree
 from memhp.abi.uevent import Uevent
 from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, NotifierError, ScenarioError, errno_name
 from memhp.kernel import Machine, Rules
-from memhp.notifier import Call, NotifierBlock
+from memhp.notifier import NOTIFY_OK, Call, NotifierBlock
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
@@ -21,9 +22,12 @@ from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
 
-__all__ = ["Event", "Player"]
+__all__ = ["CHAIN", "Event", "Player"]
 
 Event = dict[str, Any]
+
+CHAIN = "memory_chain"
+"""The callback that stands for the chain as a whole."""
 
 _MAIN = "main"
 _READER = "(expectations)"
@@ -46,11 +50,17 @@ class Player:
         scenario: what to play.
         sink: called with each event, one at a time, in order.
         rules: in place of the scenario's own.
+        watch: tell also what a real kernel can be asked: each call of the chain as a whole (of the callback
+            ``memory_chain``, which agrees), and an event ``state`` with what userland sees, first and after each step.
     """
 
-    def __init__(self, scenario: Scenario, sink: Callable[[Event], None], *, rules: Rules | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, sink: Callable[[Event], None], *, rules: Rules | None = None, watch: bool = False
+    ) -> None:
         self._scenario = scenario
         self._sink = sink
+        self._watch = watch
+        self._state: dict[str, str] = {}
         self._rules = rules or scenario.machine.rules
         self._emitting = threading.Lock()
         self._crew = Crew()
@@ -88,6 +98,8 @@ class Player:
         scenario = self._scenario
         machine = self.machine = self._make_machine()
         holdings = Holdings(machine)
+        if self._watch:
+            machine.memory_chain.register(NotifierBlock(lambda *_: NOTIFY_OK, 2**31 - 1, CHAIN))
         machine.memory_chain.observe(self._note_call)
         machine.uevents.subscribe(self._note_uevent)
         blocks = {
@@ -104,6 +116,7 @@ class Player:
                 machine.memory_chain.register(blocks[spec.name])
         listed = [{"name": block.name, "priority": block.priority} for block in machine.memory_chain.blocks]
         self._emit("callbacks", registered=listed)
+        self._note_state()
 
     def _make_machine(self) -> Machine:
         spec = self._scenario.machine
@@ -165,6 +178,7 @@ class Player:
         self._crew.settle()
         self._say_results()
         self._note_lockdep()
+        self._note_state()
         if not step.thread and step.number not in self._ended:
             waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._waiting().items())
             self._fail(step.line, "the step never ends; give it a thread of its own (thread: NAME)", "an end", waits)
@@ -211,7 +225,8 @@ class Player:
         blocks = self._name_range(call.arg.start_pfn, call.arg.nr_pages)
         answer = answer_name(call.answer) if call.answer is not None else f"raised {type(call.error).__name__}"
         nids = f"({call.arg.status_change_nid_normal},{call.arg.status_change_nid})"
-        self._trace.append(f"{call.action.name}{nids} {blocks} {call.block.name}: {answer}")
+        if call.block.name != CHAIN:
+            self._trace.append(f"{call.action.name}{nids} {blocks} {call.block.name}: {answer}")
         self._calls += 1
         self._emit(
             "call",
@@ -240,6 +255,13 @@ class Player:
 
     def _note_deed(self, callback: str, what: str) -> None:
         self._emit("deed", callback=callback, text=what)
+
+    def _note_state(self) -> None:
+        if self._watch:
+            tree = self.machine.tree
+            now = machine_state(tree.read, tree.list)
+            self._emit("state", changes=changes(self._state, now))
+            self._state = now
 
     def _note_lockdep(self) -> None:
         reports = self.machine.dep.reports if self.machine.dep is not None else []

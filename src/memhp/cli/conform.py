@@ -1,0 +1,235 @@
+"""``memhp conform``: the model beside real kernels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import memhp.conform
+from memhp.cli.lab import NO_LAB, ended_by_sigterm
+from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED
+from memhp.conform.compare import Difference, differences
+from memhp.conform.generate import Generated, generate, write_scenario
+from memhp.conform.play import RealKernel, play_model
+from memhp.conform.recording import Recording, fingerprint
+from memhp.conform.shrink import shrink
+from memhp.errors import InvalidInput, LabError, ScenarioError
+from memhp.lab import kernels
+from memhp.lab.probes import PROBES
+from memhp.scenario import load
+
+__all__ = ["LIBRARY", "configure", "main"]
+
+LIBRARY = Path(memhp.conform.__file__).parent / "library"
+_RECORDED = "recorded"
+_STEPS = 40
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.description = (
+        "Play scenarios on the modelled machine and compare, step by step, with what real kernels do: notifier calls, results, "
+        "states, zones, node masks, uevents, MemTotal. Without --live, with what they did when they were recorded, without QEMU."
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="SCENARIO", help="scenario files; default: memhp's own library")
+    parser.add_argument("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; may be repeated; default: both")
+    parser.add_argument(
+        "--live", action="store_true", help="play on the real kernels now, record it, and say if they do otherwise than recorded"
+    )
+    parser.add_argument("--accept", action="store_true", help="with --live: keep the new recording where a kernel did otherwise")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="play N generated scenarios live")
+    parser.add_argument("--steps", type=int, default=_STEPS, metavar="N", help=f"steps of each of them; default: {_STEPS}")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="the seed of the first of them; default: 1")
+    parser.add_argument(
+        "--keep", type=Path, default=Path(), metavar="DIRECTORY", help="where one that differs is kept, shortened; default: here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON lines: one a scenario and kernel, and the sums")
+    parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="how long a boot, or one request, may take; default: 60"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Compare; gives the exit code."""
+    try:
+        with ended_by_sigterm():
+            _check(options)
+            return _Run(options).run()
+    except InvalidInput as error:
+        print(f"memhp: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except LabError as error:
+        print(f"memhp: {error}", file=sys.stderr)
+        return NO_LAB
+    except OSError as error:
+        print(f"memhp: {error.filename or 'the lab'}: {error.strerror}", file=sys.stderr)
+        return NO_LAB
+    except KeyboardInterrupt:
+        print("memhp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, least in (("generate", 0), ("steps", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise InvalidInput(getattr(options, name), f"--{name}", f"a number from {least} on")
+    if not options.patience > 0:
+        raise InvalidInput(options.patience, "--patience", "a number of seconds above 0")
+    for series in options.kernel or ():
+        if series not in PROBES:
+            raise InvalidInput(series, "--kernel", f"one of {', '.join(PROBES)}")
+    if options.accept and not options.live:
+        raise InvalidInput("--accept", "the command line", "--live beside it")
+    if options.generate and options.files:
+        raise InvalidInput(str(options.files[0]), "the command line", "either scenarios or --generate")
+
+
+class _Run:
+    # One run of the command: what was compared so far, and how it is said.
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.series: Sequence[str] = options.kernel or tuple(PROBES)
+        self.scenarios = self.steps = self.found = self.drifted = self.unrecorded = 0
+
+    def run(self) -> int:
+        began = time.monotonic()
+        for series in self.series:
+            if self.options.generate or self.options.live:
+                with RealKernel(kernels.kernel_of(series), patience=self.options.patience) as real:
+                    self._generated(real) if self.options.generate else self._live(real)
+                    boots = real.boots, sum(real.boot_seconds)
+            else:
+                self._recorded(series)
+                boots = 0, 0.0
+            self._say_boots(series, *boots)
+        return self._sum(time.monotonic() - began)
+
+    def _files(self) -> list[Path]:
+        return self.options.files or sorted(LIBRARY.glob("*.yaml"))
+
+    # -- the three ways
+
+    def _recorded(self, series: str) -> None:
+        for file in self._files():
+            path = _recording_path(file, series)
+            scenario = load(file)
+            if not path.exists():
+                self.unrecorded += 1
+                self._say(series, file.stem, 0, [], f"no recording at {path}; record it with --live")
+                continue
+            recording = Recording.load(path)
+            if recording.scenario != fingerprint(file):
+                raise InvalidInput(
+                    file.name, str(path), "a recording of the scenario as it is now; record it again with --live --accept"
+                )
+            found = differences(play_model(scenario, PROBES[series].rules), recording.steps)
+            self._say(series, file.stem, len(recording.steps) - 1, found, f"recorded {recording.version}")
+
+    def _live(self, real: RealKernel) -> None:
+        for file in self._files():
+            scenario = load(file)
+            began = time.monotonic()
+            recording = real.record(scenario)
+            seconds = time.monotonic() - began
+            found = differences(play_model(scenario, real.rules), recording.steps)
+            path = _recording_path(file, real.kernel.series)
+            drift = self._drift(path, recording)
+            if not drift or self.options.accept:
+                recording.save(path)
+            self._say(
+                real.kernel.series, file.stem, len(recording.steps) - 1, found, f"{seconds:.1f} s, {recording.version}", drift
+            )
+
+    def _drift(self, path: Path, recording: Recording) -> list[Difference]:
+        if not path.exists():
+            return []
+        before = Recording.load(path)
+        if before.scenario != recording.scenario:
+            return []
+        drift = differences(before.steps, recording.steps)
+        self.drifted += bool(drift)
+        return drift
+
+    def _generated(self, real: RealKernel) -> None:
+        with tempfile.TemporaryDirectory(prefix="memhp-conform-") as directory:
+            for seed in range(self.options.seed, self.options.seed + self.options.generate):
+                made = generate(seed, self.options.steps)
+                began = time.monotonic()
+                found = self._compare(real, made.text(), Path(directory) / f"seed-{seed}.yaml")
+                self._say(real.kernel.series, f"seed {seed}", len(made.steps), found, f"{time.monotonic() - began:.1f} s")
+                if found:
+                    self._shorten(real, made, Path(directory) / "shorter.yaml")
+
+    def _compare(self, real: RealKernel, text: str, path: Path) -> list[Difference]:
+        path.write_text(text, encoding="utf-8")
+        scenario = load(path)
+        return differences(play_model(scenario, real.rules), real.record(scenario).steps)
+
+    def _shorten(self, real: RealKernel, made: Generated, path: Path) -> None:
+        def shows(steps: Sequence[dict[str, Any]]) -> bool:
+            try:
+                return bool(self._compare(real, replace(made, steps=list(steps)).text(), path))
+            except ScenarioError:
+                return False
+
+        shorter = replace(made, steps=shrink(made.steps, shows))
+        self._print(f"        shortened to {len(shorter.steps)} steps: {write_scenario(shorter, self.options.keep)}")
+
+    # -- what is said
+
+    def _print(self, text: str) -> None:
+        if not self.options.json:
+            print(text, flush=True)
+
+    def _say(
+        self, series: str, name: str, steps: int, found: list[Difference], how: str, drift: Sequence[Difference] = ()
+    ) -> None:
+        self.scenarios += 1
+        self.steps += steps
+        self.found += len(found)
+        if self.options.json:
+            listed = {"differences": [asdict(difference) for difference in found], "drift": [asdict(d) for d in drift]}
+            print(json.dumps({"kernel": series, "scenario": name, "steps": steps, "how": how, **listed}), flush=True)
+            return
+        verdict = "DIFFERS" if found else "DRIFTED" if drift else "agrees"
+        print(f"{verdict:<7} {series:<5} {name:<36} {steps:>4} steps  ({how})", flush=True)
+        for difference in found:
+            print(f"  {difference}")
+        for difference in drift:
+            print(f"  recorded (model) against now (real): {difference}")
+
+    def _say_boots(self, series: str, boots: int, seconds: float) -> None:
+        if boots:
+            self._print(f"        {series:<5} {boots} boots, {seconds / boots:.1f} s each")
+
+    def _sum(self, seconds: float) -> int:
+        sums = {
+            "scenarios": self.scenarios,
+            "steps": self.steps,
+            "differences": self.found,
+            "drifted": self.drifted,
+            "unrecorded": self.unrecorded,
+            "seconds": round(seconds, 1),
+        }
+        if self.options.json:
+            print(json.dumps(sums))
+        else:
+            print(
+                f"{self.scenarios} scenarios played on {' and '.join(self.series)}, {self.steps} steps in {seconds:.0f} s: "
+                f"{self.found} differences" + (f", {self.drifted} recordings drifted" if self.drifted else "")
+            )
+        if self.found or self.drifted:
+            return FAILED
+        return NO_LAB if self.unrecorded else HELD
+
+
+def _recording_path(file: Path, series: str) -> Path:
+    return file.parent / _RECORDED / series / f"{file.stem}.json"

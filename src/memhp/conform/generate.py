@@ -1,0 +1,228 @@
+"""Scenarios that nobody thought of: random steps, valid and invalid, the same for the same seed.
+
+What is written can be played on any machine: everything that a step names is there when it is played. One thing is left out,
+because no model can foretell it: memory that the kernel itself uses. So no block is asked to leave that came online outside of
+ZONE_MOVABLE on a node with memory from the boot (the kernel takes pages there at once), or before a DIMM was plugged in (the
+``struct page`` of new memory lie in memory that is online).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memhp.errors import HotplugError
+from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
+
+__all__ = ["SHAPES", "Generated", "generate", "write_scenario"]
+
+BLOCK = 128 << 20
+_FIRST_DIMM_BLOCK = 32
+
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline"}},
+    {"nodes": ["512MiB", "128MiB", 0], "parameters": {"memhp_default_state": "offline"}},
+    {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline", "movable_node": True}},
+)
+"""The machines of generated scenarios: one or two nodes without memory in the beginning, or with."""
+
+_TYPES = ("online", "online_kernel", "online_movable")
+_BAD_WORDS = ("bogus", "ONLINE", " online", "online ", "online\n\n", "going-offline", "1", "on", "offline x", "online\0junk")
+_BOOLEANS = ("1", "0", "y", "n", "on", "off", "Yes", "no", "true", "False", "2", "x", "o", " 1", "1junk", "\n")
+_POLICY_WRITES = (
+    ("online_policy", ("contig-zones", "contig-zones\n", "bogus", "contig", "")),
+    ("auto_movable_ratio", ("301", "0x10", "010", "0", "-1", "7.5", "4294967295", "4294967296", "text")),
+    ("auto_movable_numa_aware", ("Y", "N", "foo", "1", "0", "off", "x", "o")),
+)
+_ERRORS = ("-12", "-16", "-1", "-4095", "-5000", "0", "0", "12", "-0x10", "text", "-28\n")
+_INJECTOR = "/sys/kernel/debug/notifier-error-inject/memory/actions"
+_MODULES = ("notifier-error-inject", "memory-notifier-error-inject")
+_READS = ("state", "online", "valid_zones", "removable", "phys_index", "phys_device", "uevent", "bogus")
+_MASKS = ("possible", "online", "has_memory", "has_normal_memory", "has_cpu")
+_UEVENTS = ("change", "add", "online", "bogus", "change ", "CHANGE", "change 0")
+
+
+@dataclass(slots=True)
+class Generated:
+    """A generated scenario: what its file will say."""
+
+    seed: int
+    machine: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Give the YAML."""
+        document = {"title": f"Generated from seed {self.seed}", "machine": self.machine, "steps": self.steps}
+        return yaml.safe_dump(document, sort_keys=False, width=120, default_flow_style=None)
+
+
+def write_scenario(generated: Generated, directory: Path) -> Path:
+    """Write the scenario's file; gives its path."""
+    path = directory / f"seed-{generated.seed}.yaml"
+    path.write_text(generated.text(), encoding="utf-8")
+    return path
+
+
+def generate(seed: int, steps: int) -> Generated:
+    """Make a scenario of so many steps."""
+    return _Generator(seed).make(steps)
+
+
+class _Generator:
+    # Every step is done on machines of both kernels' rules, so that what the next one names is there.
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)  # noqa: S311 - the same steps for the same seed
+        self.generated = Generated(seed, SHAPES[seed % len(SHAPES)])
+        options = self.generated.machine
+        self.machines = [
+            Machine.boot(options["nodes"], parameters=options["parameters"], rules=rules, room="16GiB", acpi_tables="128KiB")
+            for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12)
+        ]
+        self.with_boot_memory = {block.nid for block in self.machines[0].blocks.values()}
+        self.dimms: dict[str, int] = {}
+        self.made = 0
+        self.injecting = False
+        self.used: set[int] = set()
+        self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
+            (4, self._plug),
+            (3, self._unplug),
+            (14, self._online),
+            (10, self._offline),
+            (6, self._boolean),
+            (3, self._bad_word),
+            (3, self._auto_online),
+            (2, self._policy),
+            (3, self._read_block),
+            (2, self._read_mask),
+            (2, self._inject),
+            (4, self._error),
+            (1, self._uevent),
+        )
+
+    def make(self, count: int) -> Generated:
+        weights, makers = [weight for weight, _ in self.kinds], [maker for _, maker in self.kinds]
+        while len(self.generated.steps) < count:
+            step = self.random.choices(makers, weights)[0]()
+            if step is not None:
+                self.generated.steps.append(step)
+                self._look()
+        return self.generated
+
+    # -- what is there
+
+    @property
+    def blocks(self) -> dict[int, MemoryBlock]:
+        return self.machines[0].blocks
+
+    def _look(self) -> None:
+        # The kernel may use what is online in its zones of nodes that it used from the beginning.
+        for machine in self.machines:
+            for block in machine.blocks.values():
+                if block.nid in self.with_boot_memory and _is_kernels(block):
+                    self.used.add(block.id)
+        self.used &= set(self.blocks)
+
+    def _some_block(self) -> MemoryBlock:
+        # New ones rather than those of the boot.
+        new = [block for number, block in self.blocks.items() if number >= _FIRST_DIMM_BLOCK]
+        return self.random.choice(new if new and self.random.random() < 0.9 else list(self.blocks.values()))
+
+    def _may_leave(self, block: MemoryBlock) -> bool:
+        return block.id not in self.used or block.has_holes or block.zone is None
+
+    def _write(self, file: str, text: str) -> dict[str, Any]:
+        path = file if file.startswith("/") else f"/sys/devices/system/memory/{file}"
+        for machine in self.machines:
+            try:
+                machine.tree.write(path, text)
+            except HotplugError:
+                continue
+        return {"write": {"file": file, "text": text}}
+
+    # -- kinds of steps
+
+    def _plug(self) -> dict[str, Any] | None:
+        size, node = BLOCK * self.random.choice((1, 1, 2, 2, 3, 4)), self.random.randrange(len(self.machines[0].nodes))
+        if len(self.dimms) >= 6:
+            return None
+        name = f"d{self.made}"
+        self.made += 1
+        # The struct pages of new memory lie in what is online for the kernel, wherever that is.
+        for machine in self.machines:
+            self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
+            machine.plug_dimm(node, size, name=name)
+        self.dimms[name] = size
+        return {"plug": {"name": name, "size": f"{size >> 20}MiB", "node": node}}
+
+    def _unplug(self) -> dict[str, Any] | None:
+        names = [name for name in self.dimms if not self.used & set(self.machines[0].dimms[name].blocks)]
+        if not names:
+            return None
+        name = self.random.choice(names)
+        for machine in self.machines:
+            try:
+                machine.unplug_dimm(name)
+            except HotplugError:
+                continue
+        if name not in self.machines[0].dimms:
+            del self.dimms[name]
+        return {"unplug": name}
+
+    def _online(self) -> dict[str, Any]:
+        return self._write(f"memory{self._some_block().id}/state", self.random.choice(_TYPES))
+
+    def _offline(self) -> dict[str, Any] | None:
+        block = self._some_block()
+        return self._write(f"memory{block.id}/state", "offline") if self._may_leave(block) else None
+
+    def _boolean(self) -> dict[str, Any] | None:
+        block = self._some_block()
+        return self._write(f"memory{block.id}/online", self.random.choice(_BOOLEANS)) if self._may_leave(block) else None
+
+    def _bad_word(self) -> dict[str, Any] | None:
+        block = self._some_block()
+        return self._write(f"memory{block.id}/state", self.random.choice(_BAD_WORDS)) if self._may_leave(block) else None
+
+    def _auto_online(self) -> dict[str, Any]:
+        return self._write("auto_online_blocks", self.random.choice((*_TYPES, "offline", "offline", "bogus", "online ")))
+
+    def _policy(self) -> dict[str, Any]:
+        name, values = self.random.choice(_POLICY_WRITES)
+        return self._write(f"/sys/module/memory_hotplug/parameters/{name}", self.random.choice(values))
+
+    def _read_block(self) -> dict[str, Any]:
+        number = self._some_block().id if self.random.random() < 0.9 else 999
+        return {"read": f"memory{number}/{self.random.choice(_READS)}"}
+
+    def _read_mask(self) -> dict[str, Any]:
+        return {"read": f"/sys/devices/system/node/{self.random.choice(_MASKS)}"}
+
+    def _inject(self) -> dict[str, Any]:
+        self.injecting = not self.injecting
+        if self.injecting:
+            priority = self.random.choice((-5, 0, 0, 7, 200))
+            for machine in self.machines:
+                for module in _MODULES:
+                    machine.load_module(module, **({"priority": priority} if module == _MODULES[1] else {}))
+            return {"load": {"module": _MODULES[1], "priority": priority}}
+        for machine in self.machines:
+            for module in reversed(_MODULES):
+                machine.unload_module(module)
+        return {"unload": _MODULES[1]}
+
+    def _error(self) -> dict[str, Any] | None:
+        action = self.random.choice(("MEM_GOING_ONLINE", "MEM_GOING_OFFLINE"))
+        return self._write(f"{_INJECTOR}/{action}/error", self.random.choice(_ERRORS)) if self.injecting else None
+
+    def _uevent(self) -> dict[str, Any]:
+        return self._write(f"memory{self._some_block().id}/uevent", self.random.choice(_UEVENTS))
+
+
+def _is_kernels(block: MemoryBlock) -> bool:
+    return block.state is BlockState.ONLINE and (block.zone is None or block.zone.type is not ZoneType.MOVABLE)
