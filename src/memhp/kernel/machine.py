@@ -19,6 +19,7 @@ from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
 from memhp.kernel.bringup import bringup
+from memhp.kernel.error_inject import Modules
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.pages import Allocation, PageKind, Pages
@@ -97,6 +98,7 @@ class Machine:
         self.acpi: AcpiMemory = AcpiMemory(self, plan.slots)
         self.tree = SysfsTree(self)
         self.tree.mount(acpi_directories(self))
+        self._modules = Modules(self)
         self._online_mems: ReadSide = self.locks.mem_hotplug.read
         bringup(self, plan)
 
@@ -369,6 +371,28 @@ class Machine:
             HotplugError: as :func:`memhp.kernel.hotplug.offline_pages`.
         """
         core.offline_pages(self, Pfn(start_pfn), nr_pages, zone)
+
+    def load_module(self, name: str, **parameters: object) -> None:
+        """Load a kernel module: ``notifier-error-inject``, then ``memory-notifier-error-inject`` (``priority=``).
+
+        The latter takes part in the notifier chain and answers with the errnos that are written to the files
+        ``/sys/kernel/debug/notifier-error-inject/memory/actions/ACTION/error``. Other parameters are ignored, as in Linux.
+
+        Raises:
+            HotplugError: ENOENT no such module, or the first one is missing; EEXIST it is loaded; EINVAL or ERANGE a malformed
+                priority; nothing was changed.
+            DeadlockError: called from inside a callback.
+        """
+        self._modules.load(name, parameters)
+
+    def unload_module(self, name: str) -> None:
+        """Unload a module; waits until its callback has returned.
+
+        Raises:
+            HotplugError: ENOENT it is not loaded, EAGAIN another module needs it.
+            DeadlockError: called from inside a callback.
+        """
+        self._modules.unload(name)
 
     def send_signal(self, thread: threading.Thread) -> None:
         """Send a signal to a thread: if it is in the middle of an offline that waits for a page, that fails with EINTR.
