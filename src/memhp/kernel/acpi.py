@@ -329,10 +329,8 @@ def _try_to_offline(machine: Machine, device_: MemoryDevice) -> None:
         _bring_back(machine, device_, taken)
         raise
     if refused:
-        stays = refused[0][0]
-        _log.warning("memory %s: Offline failed.", stays.name)
+        stays, why = refused[0]
         holds = _bring_back(machine, device_, taken)
-        why = refused[0][1]
         message = f"{device_.name} can't be ejected: {why.strerror or why}; {holds}"
         raise HotplugError(errno.EBUSY, message, block=stays.id) from why
 
@@ -371,10 +369,18 @@ def _bring_back(machine: Machine, device_: MemoryDevice, taken: list[MemoryBlock
             except BaseException as interrupt:
                 current().deferred = interrupt
                 lost.append(block)
-    back = [block.id for block in taken if block not in lost]
-    holds = f"memory{format_ids(back)} is online again" if back else "nothing was taken offline" if not taken else ""
-    stay = f"memory{format_ids(block.id for block in lost)} could not be brought online again and is offline" if lost else ""
-    return "; ".join(filter(None, (holds, stay)))
+    return _holds([block for block in taken if block not in lost], lost)
+
+
+def _holds(back: list[MemoryBlock], lost: list[MemoryBlock]) -> str:
+    # What is the case after a rollback, for the error.
+    zones: dict[str, list[int]] = {}
+    for block in back:
+        zones.setdefault(block.zone.type.label if block.zone is not None else "several zones", []).append(block.id)
+    parts = [f"memory{format_ids(ids)} online again in {label}" for label, ids in zones.items()]
+    if lost:
+        parts.append(f"memory{format_ids(block.id for block in lost)} could not be brought online again")
+    return ", ".join(parts) or "nothing was taken offline"
 
 
 def _take_out(dimm: Dimm) -> None:
