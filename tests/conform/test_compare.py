@@ -75,7 +75,7 @@ def test_a_run_that_ended_early_differs() -> None:
 
 def test_events_are_folded_into_steps() -> None:
     """Only calls of the whole chain, uevents, results and states count; a state is all that was said so far."""
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "scenario", "title": "x"},
         {"event": "state", "changes": {"memory1": "online 1 DMA32", "online": "0"}},
         {"event": "step", "number": 1, "line": 7, "text": "offline 1"},

@@ -18,7 +18,8 @@ import pytest
 
 from memhp import Machine, MemhpError, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules, notifier_from_errno
 from memhp.abi.uevent import Uevent
-from memhp.errors import errno_name
+from memhp.errors import HotplugError, errno_name
+from memhp.kernel.acpi import Dimm
 from support import MEMORY, NODE, Boot
 
 DATA = Path(__file__).parents[1] / "data" / "recorded"
@@ -37,8 +38,6 @@ LEFT_OUT = {
     "memory_failure",
     "numastat",
     "vmstat",
-    # the link to the ACPI device that a DIMM is; firmware is not modelled yet
-    "firmware_node",
 }
 """Names that real directories have and the model's deliberately don't."""
 
@@ -48,7 +47,8 @@ Json = dict[str, Any]
 def load(name: str) -> Json:
     data: Json = json.loads((DATA / f"{name}.json").read_text())
     if "same_steps_as" in data:
-        data["steps"] = json.loads((DATA / data["same_steps_as"]).read_text())["steps"]
+        other, own = json.loads((DATA / data["same_steps_as"]).read_text())["steps"], data.get("steps", [])
+        data["steps"] = [*own, *other[len(own) :]]
     directories: dict[str, Any] = {}
     for path, entries in data.get("directories", ()):
         directories[path] = directories[entries] if isinstance(entries, str) else entries
@@ -69,6 +69,7 @@ def boot_guest(boot: Boot, name: str, guest: Json) -> Machine:
         physical_bits=40,
         five_level_paging=True,
         room="16GiB",
+        slots=guest.get("slots", 16),
     )
 
 
@@ -106,7 +107,7 @@ class Player:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.events: list[list[Any]] = []
-        self.dimms: dict[str, tuple[int, int]] = {}
+        self.dimms: dict[str, Dimm] = {}
         self.callbacks: dict[int, tuple[TestCallback, NotifierBlock]] = {}
         machine.hotplug_memory_notifier(self._hear, 2**31 - 1)
         machine.uevents.subscribe(self._note)
@@ -146,13 +147,18 @@ class Player:
             if letter in step["flags"]:
                 self.machine.tree.open(absolute(step["open"]), writing=letter == "w")
 
-    def plug(self, step: Json) -> None:
-        start = self.machine.next_room(step["size"])
-        self.dimms[step["plug"]] = (start, step["size"])
-        self.machine.add_memory(step["nid"], start, step["size"])
+    def plug(self, step: Json) -> Json:
+        dimm = self.dimms[step["plug"]] = self.machine.plug_dimm(step["nid"], step["size"])
+        return reports(step, dimm, 0)
 
-    def unplug(self, step: Json) -> None:
-        self._offline_and_remove(step["offline"], *self.dimms.pop(step["unplug"]))
+    def unplug(self, step: Json) -> Json:
+        dimm = self.dimms[step["unplug"]]
+        before = len(dimm.reports)
+        try:
+            self.machine.unplug_dimm(dimm)
+        except HotplugError as error:
+            return {"errno": errno_name(error.errno or 0), **reports(step, dimm, before)}
+        return reports(step, dimm, before)
 
     def _offline_and_remove(self, blocks: list[int], start: int, size: int) -> None:
         for block in blocks:
@@ -205,6 +211,11 @@ OPERATIONS: dict[str, Callable[[Player, Json], Json | None]] = {
 }
 
 
+def reports(step: Json, dimm: Dimm, before: int) -> Json:
+    # Not every recording has noted what the kernel told the firmware.
+    return {"ost": [list(report) for report in dimm.reports[before:]]} if "ost" in step else {}
+
+
 def absolute(path: str) -> str:
     return path if path.startswith("/") else f"{MEMORY}/{path}"
 
@@ -249,7 +260,7 @@ def compare(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
 def result_of(step: Json) -> dict[str, Any]:
     if "answer" in step:  # its errno is what the callback will say
         return {}
-    return {key: step.get(key) for key in ("errno", "bytes", "content")}
+    return {key: step.get(key) for key in ("errno", "bytes", "content", "ost")}
 
 
 def recorded_event(event: list[Any]) -> list[Any]:
@@ -359,7 +370,7 @@ def at_moment(machine: Machine, moment: str) -> Machine:
     """Bring a booted machine to where the tree was captured: after boot, plug, or online."""
     if moment == "boot":
         return machine
-    machine.add_memory(1, machine.next_room(256 << 20), 256 << 20)
+    machine.plug_dimm(1, 256 << 20)
     if moment == "online":
         machine.tree.write(f"{MEMORY}/memory32/state", "online_movable")
         machine.tree.write(f"{MEMORY}/memory33/state", "online_kernel")

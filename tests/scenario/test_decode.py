@@ -396,7 +396,7 @@ BAD = {
     "callback: call and actions": (in_callback('{call: "m:f", MEM_ONLINE: OK}'), 4, "no actions"),
     # steps
     "step: a word": (in_step("online"), 3, "mapping"),
-    "step: no verb": (in_step("{thread: a}"), 3, "one of the steps add"),
+    "step: no verb": (in_step("{thread: a}"), 3, "one of the steps plug"),
     "step: unknown": (in_step("{onlin: 32}"), 3, "online"),
     "step: two verbs": (in_step("{online: 32, offline: 32}"), 3, "one of the steps"),
     "step: a verb twice": (in_step("{online: 32, online: 33}"), 3, "once"),

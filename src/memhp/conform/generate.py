@@ -8,6 +8,7 @@ ZONE_MOVABLE on a node with memory from the boot (the kernel takes pages there a
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import yaml
 
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
+from memhp.kernel.acpi import Dimm
 
 __all__ = ["SHAPES", "Generated", "generate", "write_scenario"]
 
@@ -85,9 +87,8 @@ class _Generator:
             for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12)
         ]
         self.with_boot_memory = {block.nid for block in self.machines[0].blocks.values()}
-        self.dimms: dict[str, int] = {}
+        self.dimms: dict[str, list[Dimm]] = {}
         self.made = 0
-        self.injecting = False
         self.used: set[int] = set()
         self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
             (4, self._plug),
@@ -100,7 +101,8 @@ class _Generator:
             (2, self._policy),
             (3, self._read_block),
             (2, self._read_mask),
-            (2, self._inject),
+            (3, self._load),
+            (1, self._unload),
             (4, self._error),
             (1, self._uevent),
         )
@@ -139,10 +141,8 @@ class _Generator:
     def _write(self, file: str, text: str) -> dict[str, Any]:
         path = file if file.startswith("/") else f"/sys/devices/system/memory/{file}"
         for machine in self.machines:
-            try:
+            with contextlib.suppress(HotplugError):
                 machine.tree.write(path, text)
-            except HotplugError:
-                continue
         return {"write": {"file": file, "text": text}}
 
     # -- kinds of steps
@@ -156,21 +156,18 @@ class _Generator:
         # The struct pages of new memory lie in what is online for the kernel, wherever that is.
         for machine in self.machines:
             self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
-            machine.plug_dimm(node, size, name=name)
-        self.dimms[name] = size
+        self.dimms[name] = [machine.plug_dimm(node, size) for machine in self.machines]
         return {"plug": {"name": name, "size": f"{size >> 20}MiB", "node": node}}
 
     def _unplug(self) -> dict[str, Any] | None:
-        names = [name for name in self.dimms if not self.used & set(self.machines[0].dimms[name].blocks)]
+        names = [name for name, dimms in self.dimms.items() if self.used.isdisjoint(dimms[0].blocks + dimms[1].blocks)]
         if not names:
             return None
         name = self.random.choice(names)
-        for machine in self.machines:
-            try:
-                machine.unplug_dimm(name)
-            except HotplugError:
-                continue
-        if name not in self.machines[0].dimms:
+        for machine, dimm in zip(self.machines, self.dimms[name], strict=True):
+            with contextlib.suppress(HotplugError):
+                machine.unplug_dimm(dimm)
+        if not any(dimm.plugged for dimm in self.dimms[name]):
             del self.dimms[name]
         return {"unplug": name}
 
@@ -203,22 +200,24 @@ class _Generator:
     def _read_mask(self) -> dict[str, Any]:
         return {"read": f"/sys/devices/system/node/{self.random.choice(_MASKS)}"}
 
-    def _inject(self) -> dict[str, Any]:
-        self.injecting = not self.injecting
-        if self.injecting:
-            priority = self.random.choice((-5, 0, 0, 7, 200))
-            for machine in self.machines:
-                for module in _MODULES:
-                    machine.load_module(module, **({"priority": priority} if module == _MODULES[1] else {}))
-            return {"load": {"module": _MODULES[1], "priority": priority}}
+    def _load(self) -> dict[str, Any]:
+        module = self.random.choice(_MODULES)
+        given = {"priority": self.random.choice((-5, 0, 0, 7, 200))} if module == _MODULES[1] else {}
         for machine in self.machines:
-            for module in reversed(_MODULES):
-                machine.unload_module(module)
-        return {"unload": _MODULES[1]}
+            with contextlib.suppress(HotplugError):
+                machine.load_module(module, **given)
+        return {"load": {"module": module, **given}}
 
-    def _error(self) -> dict[str, Any] | None:
+    def _unload(self) -> dict[str, Any]:
+        module = self.random.choice(_MODULES)
+        for machine in self.machines:
+            with contextlib.suppress(HotplugError):
+                machine.unload_module(module)
+        return {"unload": module}
+
+    def _error(self) -> dict[str, Any]:
         action = self.random.choice(("MEM_GOING_ONLINE", "MEM_GOING_OFFLINE"))
-        return self._write(f"{_INJECTOR}/{action}/error", self.random.choice(_ERRORS)) if self.injecting else None
+        return self._write(f"{_INJECTOR}/{action}/error", self.random.choice(_ERRORS))
 
     def _uevent(self) -> dict[str, Any]:
         return self._write(f"memory{self._some_block().id}/uevent", self.random.choice(_UEVENTS))

@@ -99,6 +99,8 @@ def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     machine.nodes[block.nid].linked.pop(block.id, None)
     machine.blocks = {number: other for number, other in machine.blocks.items() if number != block.id}
     machine.power_control.pop(f"{MEMORY}/{block.name}/power", None)
+    if block.firmware_node is not None:
+        block.firmware_node.unbind(block)
     machine.uevents.emit("remove", block)
 
 

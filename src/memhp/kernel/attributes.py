@@ -32,7 +32,9 @@ __all__ = [
     "PARAMETER_FILES",
     "PROC_FILES",
     "Attribute",
+    "Directory",
     "power_files",
+    "store_uevent",
     "uevent_of",
 ]
 
@@ -50,6 +52,27 @@ class Attribute:
     store: Callable[[Machine, Any, str], None] | None = None
     read_bytes: Callable[[Machine, int, int], bytes] | None = None
     """Of a binary file only: gives so many bytes from an offset on."""
+    takes_nothing: bool = False
+    """Whether a write of no bytes reaches ``store``: debugfs passes it on, sysfs doesn't."""
+
+
+class Directory:
+    """One directory: its files, and functions that give the names below and the links that it has now.
+
+    ``what`` is the thing that it is of; once that has ``removed`` set, its open files fail with ENODEV.
+    """
+
+    def __init__(
+        self,
+        what: Any,
+        files: dict[str, Attribute],
+        directories: Callable[[], dict[str, None]] = lambda: {"power": None},
+        links: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        self.what = what
+        self.files = files
+        self.directories = directories
+        self.links = links
 
 
 def _constant(text: str, mode: int = 0o444) -> Attribute:
@@ -121,6 +144,12 @@ def _synthesise(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 def _store_uevent(machine: Machine, what: MemoryBlock | Node, text: str) -> None:
     action, extra = _synthesise(text)
     machine.uevents.emit(action, what, extra)
+
+
+def store_uevent(machine: Machine, devpath: str, subsystem: str, text: str, keys: tuple[tuple[str, str], ...]) -> None:
+    """Send what was written to the ``uevent`` of a device that adds keys of its own to each of its events."""
+    action, extra = _synthesise(text)
+    machine.uevents.emit(action, devpath, (*extra, *keys), subsystem=subsystem)
 
 
 def uevent_of(devpath: str, subsystem: str | None) -> Attribute:

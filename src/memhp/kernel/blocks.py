@@ -10,6 +10,7 @@ from memhp.locking import Lockdep, Mutex
 from memhp.units import BlockId, Pfn
 
 if TYPE_CHECKING:
+    from memhp.kernel.acpi import MemoryDevice
     from memhp.kernel.pages import Extent
     from memhp.kernel.zones import Zone
 
@@ -45,6 +46,7 @@ class MemoryBlock:
         "_device_lock",
         "dep",
         "early",
+        "firmware_node",
         "id",
         "isolated",
         "nid",
@@ -84,6 +86,8 @@ class MemoryBlock:
         """The pages that are not free, ascending."""
         self.poisoned: set[Pfn] = set()
         self.removed = False
+        self.firmware_node: MemoryDevice | None = None
+        """The ACPI device of the DIMM that it is a part of."""
         self._device_lock: Mutex | None = None
 
     def __repr__(self) -> str:

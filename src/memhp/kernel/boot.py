@@ -192,6 +192,8 @@ class Plan:
     parameters: Parameters
     room_start: int
     room_size: int
+    slots: int = 16
+    """Slots for DIMMs."""
     physical_bits: int = 46
     five_level_paging: bool = False
     cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)

@@ -40,14 +40,15 @@ class _NoLock:
 class Locks:
     """The locks that serialise hotplug.
 
-    The order: device_hotplug_lock, a block's device_lock, cpu_hotplug_lock (read), mem_hotplug_lock (write), on the way
-    offline pcp_batch_high_lock, and last the notifier chain's rwsem.
+    The order: device_hotplug_lock, acpi_scan_lock where the firmware asks, a block's device_lock, cpu_hotplug_lock (read),
+    mem_hotplug_lock (write), on the way offline pcp_batch_high_lock, and last the notifier chain's rwsem.
 
     Only add and remove take a device_lock inside mem_hotplug_lock; device_hotplug_lock keeps that reverse order harmless.
     """
 
     def __init__(self, dep: Lockdep | None, *, device_hotplug_lock: bool) -> None:
         self.device_hotplug = Mutex("device_hotplug_lock", dep) if device_hotplug_lock else _NoLock()
+        self.acpi_scan = Mutex("acpi_scan_lock", dep)
         self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
         self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)

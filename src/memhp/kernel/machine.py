@@ -14,9 +14,12 @@ from memhp.errors import HotplugError, InvalidInput
 from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import add, device
 from memhp.kernel import hotplug as core
+from memhp.kernel.acpi import AcpiMemory, Dimm, OstSource
+from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
 from memhp.kernel.bringup import bringup
+from memhp.kernel.error_inject import Modules
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.pages import Allocation, PageKind, Pages
@@ -64,6 +67,7 @@ class Machine:
         pages: the page allocator.
         tree: the files of /sys that it serves.
         uevents: its uevents.
+        acpi: the firmware's memory devices.
         dep: lockdep, or None when it is off; ``dep.reports`` lists lock orders that could deadlock.
     """
 
@@ -91,7 +95,10 @@ class Machine:
         self.power_control: dict[str, str] = {}
         """What was written to a ``power/control``, by its directory."""
         self.pages = Pages(self)
+        self.acpi: AcpiMemory = AcpiMemory(self, plan.slots)
         self.tree = SysfsTree(self)
+        self.tree.mount(acpi_directories(self))
+        self._modules = Modules(self)
         self._online_mems: ReadSide = self.locks.mem_hotplug.read
         bringup(self, plan)
 
@@ -109,6 +116,7 @@ class Machine:
         *,
         block_size: str | int | None = None,
         room: str | int | None = None,
+        slots: int = 16,
         parameters: object = None,
         hypervisor: bool = True,
         physical_bits: int = 46,
@@ -125,6 +133,7 @@ class Machine:
                 size is a machine with one node.
             block_size: bytes of a block; as x86-64 chooses it by default.
             room: bytes of addresses for memory to add; as much as can be mapped by default.
+            slots: how many DIMMs can be plugged in, up to 256.
             parameters: kernel parameters as a mapping (``{"memhp_default_state": "online"}``) or a command line.
             hypervisor: whether it is a VM, which matters for the default block size only.
             physical_bits: how many bits of a physical address the CPU has; memory can't be claimed above.
@@ -148,12 +157,14 @@ class Machine:
             hypervisor=hypervisor,
             acpi_tables=acpi_tables,
         )
+        if not isinstance(slots, int) or isinstance(slots, bool) or not 0 <= slots <= 256:
+            raise InvalidInput(slots, "slots", "a number from 0 to 256")
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
         for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor), ("lockdep", lockdep)):
             if not isinstance(value, bool):
                 raise InvalidInput(value, name, "true or false")
-        plan.physical_bits, plan.five_level_paging = physical_bits, five_level_paging
+        plan.slots, plan.physical_bits, plan.five_level_paging = slots, physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     @classmethod
@@ -268,6 +279,46 @@ class Machine:
         with self.locks.device_hotplug:
             return add.remove_memory(self, PhysAddr(_number(start, "start")), _number(size, "size"))
 
+    @property
+    def dimms(self) -> list[Dimm]:
+        """The DIMMs that are plugged in, by slot."""
+        return self.acpi.dimms
+
+    @_request
+    def plug_dimm(self, node: int, size: int, start: int | None = None) -> Dimm:
+        """Plug in a DIMM: the firmware tells the kernel, which adds its memory and may bring it online at once.
+
+        Args:
+            node: the node that the firmware says it is on.
+            size: bytes; a kernel has use only for whole blocks.
+            start: physical address, bytes; by default the first gap from the beginning of the room on, as QEMU chooses it.
+
+        Returns:
+            The DIMM. That the kernel could not add its memory is no error here, as a hypervisor isn't told of it either:
+            then it has no ``blocks``, and its ``error`` says why.
+
+        Raises:
+            HotplugError: ENOSPC no free slot or not enough room, EEXIST overlaps a DIMM, EINVAL no such node, outside of the
+                room, or not a multiple of 2 MiB; nothing was changed.
+        """
+        where = None if start is None else _number(start, "start")
+        dimm = self.acpi.insert(_number(node, "node", "the number of a node"), _number(size, "size"), where)
+        self.acpi.device_check(dimm)
+        return dimm
+
+    @_request
+    def unplug_dimm(self, dimm: Dimm) -> None:
+        """Ask the kernel for a DIMM: it takes the blocks offline, all or none, removes them, and lets the DIMM go.
+
+        Blocks that it had taken offline when another one refused are brought online again, but not as they were: a plain
+        ``online`` chooses the zone anew, unless a refused write to ``state`` has left another type behind.
+
+        Raises:
+            HotplugError: EBUSY a block can't go offline (the cause says why), EPERM ejecting is disabled, ENODEV it is not
+                plugged in. The DIMM stays, as does its memory.
+        """
+        self.acpi.eject(dimm, OstSource.EJECT_REQUEST)
+
     @_request
     def device_online(self, block_id: int, online_type: OnlineType | str = OnlineType.ONLINE) -> int:
         """Bring a block online (``online``, ``online_kernel`` or ``online_movable``).
@@ -320,6 +371,28 @@ class Machine:
             HotplugError: as :func:`memhp.kernel.hotplug.offline_pages`.
         """
         core.offline_pages(self, Pfn(start_pfn), nr_pages, zone)
+
+    def load_module(self, name: str, **parameters: object) -> None:
+        """Load a kernel module: ``notifier-error-inject``, then ``memory-notifier-error-inject`` (``priority=``).
+
+        The latter takes part in the notifier chain and answers with the errnos that are written to the files
+        ``/sys/kernel/debug/notifier-error-inject/memory/actions/ACTION/error``. Other parameters are ignored, as in Linux.
+
+        Raises:
+            HotplugError: ENOENT no such module, or the first one is missing; EEXIST it is loaded; EINVAL or ERANGE a malformed
+                priority; nothing was changed.
+            DeadlockError: called from inside a callback.
+        """
+        self._modules.load(name, parameters)
+
+    def unload_module(self, name: str) -> None:
+        """Unload a module; waits until its callback has returned.
+
+        Raises:
+            HotplugError: ENOENT it is not loaded, EAGAIN another module needs it.
+            DeadlockError: called from inside a callback.
+        """
+        self._modules.unload(name)
 
     def send_signal(self, thread: threading.Thread) -> None:
         """Send a signal to a thread: if it is in the middle of an offline that waits for a page, that fails with EINTR.

@@ -39,6 +39,9 @@ class RuleSet:
     """CONFIG_MEMORY_FAILURE: poisoned pages are counted per block, and keep it from coming online again."""
     crash_hotplug: bool
     """CONFIG_CRASH_HOTPLUG: the file ``crash_hotplug``."""
+    rescans_container: bool
+    """A DIMM that comes lets ACPI scan its whole container: that sends the uevent ``online`` for the container, and DIMMs that
+    could not be added are tried again (``acpi_scan_device_check``)."""
     default_online_type: OnlineType
     """Boot value of ``auto_online_blocks`` (Debian's cloud kernels)."""
     counters: str
@@ -57,6 +60,7 @@ class Rules(enum.Enum):
         removes_devices_under_lock=False,
         memory_failure=False,
         crash_hotplug=False,
+        rescans_container=False,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -69,6 +73,7 @@ class Rules(enum.Enum):
         removes_devices_under_lock=False,
         memory_failure=False,
         crash_hotplug=False,
+        rescans_container=False,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -81,6 +86,7 @@ class Rules(enum.Enum):
         removes_devices_under_lock=True,
         memory_failure=True,
         crash_hotplug=True,
+        rescans_container=True,
         default_online_type=OnlineType.ONLINE,
         counters="6.12",
         action_numbers=_ENUM,

@@ -1,8 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
 Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages and memory_failure; of a block's firmware_node; and everything outside the five
-directories.
+of a node's directory compact, hugepages and memory_failure; and everything outside the five directories that is not mounted
+here: the firmware's memory devices, modules and what they have in debugfs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memhp.abi.paths import BUS, MEMORY, MODULE, NODE, PROC
 from memhp.errors import HotplugError, InvalidInput
+from memhp.kernel.acpi_files import firmware_node_of
 from memhp.kernel.attributes import (
     BLOCK_FILES,
     BUS_FILES,
@@ -25,6 +26,7 @@ from memhp.kernel.attributes import (
     PARAMETER_FILES,
     PROC_FILES,
     Attribute,
+    Directory,
     power_files,
     uevent_of,
 )
@@ -49,6 +51,16 @@ class SysfsTree:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._mounted: dict[str, Callable[[Machine], Directory]] = {}
+
+    def mount(self, directories: dict[str, Callable[[Machine], Directory]]) -> None:
+        """Serve more directories, by path; what lies above them is there by itself."""
+        self._mounted = {**self._mounted, **directories}
+
+    def unmount(self, path: str) -> None:
+        """Serve a directory no more, nor what lies below it."""
+        kept = {place: maker for place, maker in self._mounted.items() if not f"{place}/".startswith(f"{path}/")}
+        self._mounted = kept
 
     def read(self, path: str) -> str:
         """Give the file's text."""
@@ -116,7 +128,7 @@ class SysfsTree:
             return False
         return True
 
-    def _split(self, path: str) -> tuple[_Directory, str | None]:
+    def _split(self, path: str) -> tuple[Directory, str | None]:
         match = _BLOCK_PATH.match(path)
         if match and match[2] in BLOCK_FILES and (block := self._machine.blocks.get(int(match[1]))) is not None:
             return _block_directory(self._machine, block), match[2]
@@ -146,30 +158,32 @@ class SysfsTree:
                 raise HotplugError(errno.ENOENT, f"there is no {path}")
         return self._directory(place, path), None
 
-    def _directory(self, place: Sequence[str], path: str) -> _Directory:
+    def _directory(self, place: Sequence[str], path: str) -> Directory:
         here = "/" + "/".join(place)
         machine = self._machine
-        if (maker := _FIXED.get(here)) is not None:
+        maker = _FIXED.get(here) or self._mounted.get(here)
+        if maker is not None:
             return maker(machine)
         if place and place[-1] == "power":
-            return _Directory(None, power_files(here), dict)
+            return Directory(None, power_files(here), dict)
         if place and place[-1] == "x86":
-            return _Directory(None, {}, dict)
+            return Directory(None, {}, dict)
         if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
             return _block_directory(machine, block)
         if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
             return _node_directory(node)
         above = f"{here.rstrip('/')}/"
-        below = sorted({fixed.removeprefix(above).split("/")[0] for fixed in _FIXED if fixed.startswith(above)})
+        places = (*_FIXED, *self._mounted)
+        below = sorted({place.removeprefix(above).split("/")[0] for place in places if place.startswith(above)})
         if not below:
             raise HotplugError(errno.ENOENT, f"there is no {path}")
-        return _Directory(None, {}, lambda: dict.fromkeys(below))
+        return Directory(None, {}, lambda: dict.fromkeys(below))
 
 
 class SysfsFile:
     """An open file of the tree."""
 
-    def __init__(self, machine: Machine, path: str, attribute: Attribute, what: MemoryBlock | Node | None) -> None:
+    def __init__(self, machine: Machine, path: str, attribute: Attribute, what: Any) -> None:
         self._machine = machine
         self._path = path
         self._attribute = attribute
@@ -205,7 +219,7 @@ class SysfsFile:
         """
         raw = data.encode("latin-1", "replace") if isinstance(data, str) else bytes(data)
         raw = raw[:_PAGE]
-        if not raw:
+        if not raw and not self._attribute.takes_nothing:
             return 0
         self._check()
         if self._attribute.store is None:
@@ -218,23 +232,9 @@ class SysfsFile:
         return len(raw)
 
     def _check(self) -> None:
-        gone = self._what.removed if isinstance(self._what, MemoryBlock) else False
-        if gone or (isinstance(self._what, Node) and not self._what.registered):
+        what = self._what
+        if not what.registered if isinstance(what, Node) else getattr(what, "removed", False):
             raise HotplugError(errno.ENODEV, f"{self._path}: the device was removed")
-
-
-class _Directory:
-    def __init__(
-        self,
-        what: MemoryBlock | Node | None,
-        files: dict[str, Attribute],
-        directories: Callable[[], dict[str, None]] = lambda: {"power": None},
-        links: Callable[[], dict[str, str]] = dict,
-    ) -> None:
-        self.what = what
-        self.files = files
-        self.directories = directories
-        self.links = links
 
 
 # -- blocks
@@ -245,14 +245,16 @@ def _block_named(machine: Machine, name: str) -> MemoryBlock | None:
     return machine.blocks.get(int(match[1])) if match else None
 
 
-def _block_directory(machine: Machine, block: MemoryBlock) -> _Directory:
+def _block_directory(machine: Machine, block: MemoryBlock) -> Directory:
     def links() -> dict[str, str]:
         found = {"subsystem": "../../../../bus/memory"}
         if block.id in machine.nodes[block.nid].linked:
             found[f"node{block.nid}"] = f"../../node/node{block.nid}"
+        if block.firmware_node is not None:
+            found["firmware_node"] = firmware_node_of(block.firmware_node)
         return found
 
-    return _Directory(block, BLOCK_FILES, links=links)
+    return Directory(block, BLOCK_FILES, links=links)
 
 
 # -- nodes
@@ -264,54 +266,54 @@ def _node_named(machine: Machine, name: str) -> Node | None:
     return node if node is not None and node.registered else None
 
 
-def _node_directory(node: Node) -> _Directory:
+def _node_directory(node: Node) -> Directory:
     def links() -> dict[str, str]:
         blocks = {block.name: f"../../memory/{block.name}" for block in node.linked.copy().values()}
         cpus = {f"cpu{number}": f"../../cpu/cpu{number}" for number in node.cpus}
         return {**blocks, **cpus, "subsystem": "../../../../bus/node"}
 
-    return _Directory(node, NODE_FILES, lambda: {"power": None, "x86": None}, links)
+    return Directory(node, NODE_FILES, lambda: {"power": None, "x86": None}, links)
 
 
 # -- the memory directory and the module's parameters
 
 
-def _memory_directory(machine: Machine) -> _Directory:
+def _memory_directory(machine: Machine) -> Directory:
     def directories() -> dict[str, None]:
         return {"power": None, **dict.fromkeys(f"memory{number}" for number in machine.blocks)}
 
     rules = machine.rules.value
     files = {**MEMORY_FILES, **(CRASH_FILES if rules.crash_hotplug else {}), **(FAILURE_FILES if rules.memory_failure else {})}
-    return _Directory(None, files, directories)
+    return Directory(None, files, directories)
 
 
-def _node_root(machine: Machine) -> _Directory:
+def _node_root(machine: Machine) -> Directory:
     def directories() -> dict[str, None]:
         registered = [node for node in machine.nodes.values() if node.registered]
         return {"power": None, **dict.fromkeys(f"node{node.nid}" for node in registered)}
 
-    return _Directory(None, NODE_ROOT_FILES, directories)
+    return Directory(None, NODE_ROOT_FILES, directories)
 
 
-def _bus_devices(machine: Machine) -> _Directory:
+def _bus_devices(machine: Machine) -> Directory:
     def links() -> dict[str, str]:
         names = [block.name for block in machine.blocks.values()]
         return {name: f"../../../devices/system/memory/{name}" for name in names}
 
-    return _Directory(None, {}, dict, links)
+    return Directory(None, {}, dict, links)
 
 
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
-_FIXED: dict[str, Callable[[Machine], _Directory]] = {
-    PROC: lambda machine: _Directory(None, PROC_FILES, dict),
+_FIXED: dict[str, Callable[[Machine], Directory]] = {
+    PROC: lambda machine: Directory(None, PROC_FILES, dict),
     MEMORY: _memory_directory,
     NODE: _node_root,
-    BUS: lambda machine: _Directory(None, BUS_FILES, lambda: {"devices": None, "drivers": None}),
+    BUS: lambda machine: Directory(None, BUS_FILES, lambda: {"devices": None, "drivers": None}),
     f"{BUS}/devices": _bus_devices,
-    f"{BUS}/drivers": lambda machine: _Directory(None, {}, dict),
-    MODULE: lambda machine: _Directory(
+    f"{BUS}/drivers": lambda machine: Directory(None, {}, dict),
+    MODULE: lambda machine: Directory(
         None, {"uevent": uevent_of("/module/memory_hotplug", "module")}, lambda: {"parameters": None}
     ),
-    f"{MODULE}/parameters": lambda machine: _Directory(None, PARAMETER_FILES, dict),
+    f"{MODULE}/parameters": lambda machine: Directory(None, PARAMETER_FILES, dict),
 }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memhp.errors import ScenarioError
+from memhp.errors import HotplugError, ScenarioError
 from memhp.kernel import Allocation, BlockState, Machine
 from memhp.scenario.model import Step
 from memhp.scenario.select import BlockView, Selector
 from memhp.units import format_ids
 
 if TYPE_CHECKING:
+    from memhp.kernel.acpi import Dimm
     from memhp.notifier import NotifierBlock
     from memhp.scenario.behaviours import Holdings
     from memhp.scenario.crew import Crew
@@ -32,8 +34,11 @@ class Actor:
         self._holdings = holdings
         self._crew = crew
         self._callbacks = callbacks
+        self._dimms: dict[str, Dimm] = {}
         self.selector = Selector(self._views, lambda: machine.block_size, file)
         self._verbs: dict[str, Callable[[Step], str | None]] = {
+            "plug": self._plug,
+            "unplug": self._unplug,
             "add": self._add,
             "remove": self._remove,
             "online": self._online,
@@ -46,6 +51,8 @@ class Actor:
             "unpin": self._unpin,
             "register": self._register,
             "unregister": self._unregister,
+            "load": self._load,
+            "unload": self._unload,
             "signal": self._signal,
         }
 
@@ -59,6 +66,29 @@ class Actor:
         return self._verbs[step.verb](step) or ""
 
     # -- the verbs
+
+    def _plug(self, step: Step) -> str:
+        name = step.arguments["name"]
+        known = self._dimms.get(name)
+        if known is not None and known.plugged:
+            raise HotplugError(errno.EEXIST, f"{name} is plugged in: {known!r}")
+        dimm = self._machine.plug_dimm(step.arguments["node"], step.arguments["size"], step.arguments["at"])
+        self._dimms[name] = dimm
+        self.selector.name(name, dimm.blocks)
+        self.selector.remember(step, dimm.blocks)
+        return f"memory{format_ids(dimm.blocks)}" if dimm.blocks else "no memory block"
+
+    def _unplug(self, step: Step) -> None:
+        dimm = self._dimms.get(step.arguments["name"])
+        if dimm is None:
+            raise self.selector.bad(step, step.arguments["name"], "the name of a DIMM that an earlier step plugged in")
+        self._machine.unplug_dimm(dimm)
+
+    def _load(self, step: Step) -> None:
+        self._machine.load_module(step.arguments["module"], **step.arguments["parameters"])
+
+    def _unload(self, step: Step) -> None:
+        self._machine.unload_module(step.arguments["module"])
 
     def _add(self, step: Step) -> str:
         size, at = step.arguments["size"], step.arguments["at"]

@@ -53,7 +53,9 @@ class Crew:
         """Let the thread of that name do a job, after those it has."""
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = _Worker(name, self._bell)
+            worker = _Worker(name, self._bell)
+            # A new dictionary: a thread of the crew may start another one while somebody looks at all of them.
+            self._workers = {**self._workers, name: worker}
         with switch.guard:
             worker.give(job)
 

@@ -30,13 +30,24 @@ __all__ = ["load"]
 
 _RULES = {rules.text: rules for rules in Rules}
 _ACTIONS = tuple(action.name for action in MemoryAction)
-_DESCRIPTION = ("nodes", "block_size", "room", "parameters", "hypervisor", "physical_bits", "five_level_paging", "acpi_tables")
+_DESCRIPTION = (
+    "nodes",
+    "block_size",
+    "room",
+    "slots",
+    "parameters",
+    "hypervisor",
+    "physical_bits",
+    "five_level_paging",
+    "acpi_tables",
+)
 _MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _LONGEST = 3600
+_MODULES = ("notifier-error-inject", "memory-notifier-error-inject")
 
 
 def load(path: str | os.PathLike[str]) -> Scenario:
@@ -93,7 +104,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
     if not description:
         return
     where = given.get("nodes", value)
-    for name in ("block_size", "room", "parameters", "acpi_tables", "nodes"):
+    for name in ("block_size", "room", "slots", "parameters", "acpi_tables", "nodes"):
         if name in given:
             where = given[name]
             part = {key: description[key] for key in description if key in {"nodes", name}}
@@ -252,6 +263,27 @@ def _add(value: Value) -> Decoded:
     return {"size": size, "node": node, "at": at}, f"add {format_size(size)} to node {node}"
 
 
+def _plug(value: Value) -> Decoded:
+    fields = value.fields(("name", "size", "node", "at"), ("name", "size"))
+    name = _alias(fields["name"])
+    size = fields["size"].parsed(parse_size)
+    node = fields["node"].number() if "node" in fields else 0
+    at = fields["at"].parsed(parse_size) if "at" in fields else None
+    return {"name": name, "size": size, "node": node, "at": at}, f"plug {name}, {format_size(size)} on node {node}"
+
+
+def _load(value: Value) -> Decoded:
+    fields = value.fields(("module", "priority"), ("module",)) if value.is_mapping else {"module": value}
+    given = {name: text.text() for name, text in fields.items() if name != "module"}
+    shown = "".join(f" {name}={text}" for name, text in given.items())
+    module = fields["module"].choice(_MODULES)
+    return {"module": module, "parameters": given}, f"load {module}{shown}"
+
+
+def _unload(value: Value) -> Decoded:
+    return {"module": value.choice(_MODULES)}, f"unload {value.text()}"
+
+
 def _blocks_only(verb: str) -> Callable[[Value], Decoded]:
     def decode(value: Value) -> Decoded:
         return {"blocks": _selection(value)}, f"{verb} {_show(value)}"
@@ -296,6 +328,8 @@ def _note(value: Value) -> Decoded:
 
 
 _STEPS: dict[str, Callable[[Value], Decoded]] = {
+    "plug": _plug,
+    "unplug": _named("unplug"),
     "add": _add,
     "remove": _blocks_only("remove"),
     "online": _online,
@@ -308,6 +342,8 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "unpin": _named("unpin"),
     "register": _named("register"),
     "unregister": _named("unregister"),
+    "load": _load,
+    "unload": _unload,
     "signal": _named("signal"),
     "note": _note,
 }

@@ -108,6 +108,7 @@ class Player:
             )
             for spec in scenario.callbacks
         }
+        machine.acpi.run = self._crew.start
         self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file)
         self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._rules.text)
         self._emit("machine", moment="before", source=self._source, **_picture(machine))

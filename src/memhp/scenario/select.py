@@ -95,7 +95,7 @@ class Selector:
 
     def _named(self, step: Step, name: str) -> list[int]:
         if name not in self._aliases:
-            raise self.bad(step, name, "a name given by an earlier step with `as`")
+            raise self.bad(step, name, "a name given by an earlier step with `as`, or of a DIMM")
         return list(self._aliases[name])
 
     def _exactly(self, step: Step, fits: list[int], count: int, *, from_end: bool) -> list[int]:
