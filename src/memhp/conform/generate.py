@@ -25,6 +25,8 @@ __all__ = ["SHAPES", "Generated", "generate", "write_scenario"]
 
 BLOCK = 128 << 20
 _FIRST_DIMM_BLOCK = 32
+_MOST_DIMMS = 6
+_RARELY = 0.08
 
 SHAPES: tuple[dict[str, Any], ...] = (
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline"}},
@@ -110,7 +112,8 @@ class _Generator:
     def make(self, count: int) -> Generated:
         weights, makers = [weight for weight, _ in self.kinds], [maker for _, maker in self.kinds]
         while len(self.generated.steps) < count:
-            step = self.random.choices(makers, weights)[0]()
+            # Little can happen before there is memory that is new.
+            step = self.random.choices(makers, weights)[0]() if self.dimms or self.random.random() < _RARELY else self._plug()
             if step is not None:
                 self.generated.steps.append(step)
                 self._look()
@@ -133,7 +136,7 @@ class _Generator:
     def _some_block(self) -> MemoryBlock:
         # New ones rather than those of the boot.
         new = [block for number, block in self.blocks.items() if number >= _FIRST_DIMM_BLOCK]
-        return self.random.choice(new if new and self.random.random() < 0.9 else list(self.blocks.values()))
+        return self.random.choice(new if new and self.random.random() > _RARELY else list(self.blocks.values()))
 
     def _may_leave(self, block: MemoryBlock) -> bool:
         return block.id not in self.used or block.has_holes or block.zone is None
@@ -148,8 +151,10 @@ class _Generator:
     # -- kinds of steps
 
     def _plug(self) -> dict[str, Any] | None:
-        size, node = BLOCK * self.random.choice((1, 1, 2, 2, 3, 4)), self.random.randrange(len(self.machines[0].nodes))
-        if len(self.dimms) >= 6:
+        size = BLOCK * self.random.choice((1, 1, 2, 2, 3, 4))
+        last = len(self.machines[0].nodes) - 1
+        node = last if self.random.random() < 0.7 else self.random.randrange(last)
+        if len(self.dimms) >= _MOST_DIMMS:
             return None
         name = f"d{self.made}"
         self.made += 1
@@ -194,7 +199,7 @@ class _Generator:
         return self._write(f"/sys/module/memory_hotplug/parameters/{name}", self.random.choice(values))
 
     def _read_block(self) -> dict[str, Any]:
-        number = self._some_block().id if self.random.random() < 0.9 else 999
+        number = self._some_block().id if self.random.random() > _RARELY else 999
         return {"read": f"memory{number}/{self.random.choice(_READS)}"}
 
     def _read_mask(self) -> dict[str, Any]:
@@ -215,9 +220,11 @@ class _Generator:
                 machine.unload_module(module)
         return {"unload": module}
 
-    def _error(self) -> dict[str, Any]:
-        action = self.random.choice(("MEM_GOING_ONLINE", "MEM_GOING_OFFLINE"))
-        return self._write(f"{_INJECTOR}/{action}/error", self.random.choice(_ERRORS))
+    def _error(self) -> dict[str, Any] | None:
+        file = f"{_INJECTOR}/{self.random.choice(('MEM_GOING_ONLINE', 'MEM_GOING_OFFLINE'))}/error"
+        if self.machines[0].tree.exists(file) or self.random.random() < _RARELY:
+            return self._write(file, self.random.choice(_ERRORS))
+        return None
 
     def _uevent(self) -> dict[str, Any]:
         return self._write(f"memory{self._some_block().id}/uevent", self.random.choice(_UEVENTS))
