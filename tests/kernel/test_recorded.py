@@ -16,7 +16,17 @@ from typing import Any
 
 import pytest
 
-from memhp import Machine, MemhpError, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules, notifier_from_errno
+from memhp import (
+    Machine,
+    MemhpError,
+    MemoryAction,
+    MemoryNotify,
+    MhpFlags,
+    NotifierBlock,
+    NotifyResult,
+    Rules,
+    notifier_from_errno,
+)
 from memhp.abi.uevent import Uevent
 from memhp.errors import errno_name
 from support import MEMORY, NODE, Boot
@@ -100,13 +110,24 @@ class TestCallback:
         return answer
 
 
+def plug_in(machine: Machine, nid: int, start: int, size: int) -> int:
+    """Add memory as the kernel's ACPI driver adds a DIMM: in a static group, which it gives; with its own memmap if it can."""
+    group = machine.groups.register_static(nid, size >> 12)
+    flags = MhpFlags.NID_IS_MGID
+    if machine.rules is Rules.LINUX_6_12 or (size == machine.block_size and machine.parameters.memmap_on_memory == "Y"):
+        flags |= MhpFlags.MEMMAP_ON_MEMORY
+    machine.add_memory(group, start, size, flags=flags)
+    return group
+
+
 class Player:
     """Does a recording's steps on a machine, and writes down the events in the recording's form."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.events: list[list[Any]] = []
-        self.dimms: dict[str, tuple[int, int]] = {}
+        self.dimms: dict[str, tuple[int, int, int]] = {}
+        """Start, size and memory group of each DIMM."""
         self.callbacks: dict[int, tuple[TestCallback, NotifierBlock]] = {}
         machine.hotplug_memory_notifier(self._hear, 2**31 - 1)
         machine.uevents.subscribe(self._note)
@@ -148,11 +169,12 @@ class Player:
 
     def plug(self, step: Json) -> None:
         start = self.machine.next_room(step["size"])
-        self.dimms[step["plug"]] = (start, step["size"])
-        self.machine.add_memory(step["nid"], start, step["size"])
+        self.dimms[step["plug"]] = (start, step["size"], plug_in(self.machine, step["nid"], start, step["size"]))
 
     def unplug(self, step: Json) -> None:
-        self._offline_and_remove(step["offline"], *self.dimms.pop(step["unplug"]))
+        start, size, group = self.dimms.pop(step["unplug"])
+        self._offline_and_remove(step["offline"], start, size)
+        self.machine.groups.unregister(group)
 
     def _offline_and_remove(self, blocks: list[int], start: int, size: int) -> None:
         for block in blocks:

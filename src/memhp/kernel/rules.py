@@ -22,6 +22,8 @@ _ENUM = {
     MemoryAction.MEM_PREPARE_ONLINE: 6,
     MemoryAction.MEM_FINISH_OFFLINE: 7,
 }
+_BARE_6_12 = frozenset({"auto_movable_numa_aware"})
+_BARE_6_1 = _BARE_6_12 | {"memmap_on_memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,14 @@ class RuleSet:
     """CONFIG_MEMORY_FAILURE: poisoned pages are counted per block, and keep it from coming online again."""
     crash_hotplug: bool
     """CONFIG_CRASH_HOTPLUG: the file ``crash_hotplug``."""
+    memmap_each_block: bool
+    """MHP_MEMMAP_ON_MEMORY gives every block of a range its own memmap, and is left out where that can't be.
+
+    Without this it works for a single block only, and asking for it elsewhere is EINVAL."""
+    memmap_force: bool
+    """The parameter ``memmap_on_memory`` knows ``force``."""
+    bare_parameters: frozenset[str]
+    """Parameters of the module that need no value on the command line (those of the type bool)."""
     default_online_type: OnlineType
     """Boot value of ``auto_online_blocks`` (Debian's cloud kernels)."""
     counters: str
@@ -57,6 +67,9 @@ class Rules(enum.Enum):
         removes_devices_under_lock=False,
         memory_failure=False,
         crash_hotplug=False,
+        memmap_each_block=False,
+        memmap_force=False,
+        bare_parameters=_BARE_6_1,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -69,6 +82,9 @@ class Rules(enum.Enum):
         removes_devices_under_lock=False,
         memory_failure=False,
         crash_hotplug=False,
+        memmap_each_block=False,
+        memmap_force=False,
+        bare_parameters=_BARE_6_1,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -81,6 +97,9 @@ class Rules(enum.Enum):
         removes_devices_under_lock=True,
         memory_failure=True,
         crash_hotplug=True,
+        memmap_each_block=True,
+        memmap_force=True,
+        bare_parameters=_BARE_6_12,
         default_online_type=OnlineType.ONLINE,
         counters="6.12",
         action_numbers=_ENUM,

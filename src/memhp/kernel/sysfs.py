@@ -1,8 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
 Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages and memory_failure; of a block's firmware_node; and everything outside the five
-directories.
+of a node's directory compact, hugepages and memory_failure; of a block's firmware_node; and everything outside these
+directories and /sys/firmware/memmap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from memhp.abi.paths import BUS, MEMORY, MODULE, NODE, PROC
+from memhp.abi.paths import BUS, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.attributes import (
     BLOCK_FILES,
@@ -25,10 +25,12 @@ from memhp.kernel.attributes import (
     PARAMETER_FILES,
     PROC_FILES,
     Attribute,
+    memmap_files,
     power_files,
     uevent_of,
 )
 from memhp.kernel.blocks import MemoryBlock
+from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
 
@@ -151,14 +153,14 @@ class SysfsTree:
         machine = self._machine
         if (maker := _FIXED.get(here)) is not None:
             return maker(machine)
-        if place and place[-1] == "power":
-            return _Directory(None, power_files(here), dict)
-        if place and place[-1] == "x86":
-            return _Directory(None, {}, dict)
+        if place and place[-1] in {"power", "x86"}:
+            return _Directory(None, power_files(here) if place[-1] == "power" else {}, dict)
         if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
             return _block_directory(machine, block)
         if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
             return _node_directory(node)
+        if here.startswith(f"{FIRMWARE_MEMMAP}/") and (entry := _entry_named(machine, place[-1])) is not None:
+            return _Directory(None, memmap_files(entry), dict)
         above = f"{here.rstrip('/')}/"
         below = sorted({fixed.removeprefix(above).split("/")[0] for fixed in _FIXED if fixed.startswith(above)})
         if not below:
@@ -301,6 +303,14 @@ def _bus_devices(machine: Machine) -> _Directory:
     return _Directory(None, {}, dict, links)
 
 
+def _entry_named(machine: Machine, name: str) -> FirmwareEntry | None:
+    return machine.firmware_map.find(int(name)) if re.fullmatch(r"0|[1-9]\d*", name) else None
+
+
+def _memmap_directory(machine: Machine) -> _Directory:
+    return _Directory(None, {}, lambda: dict.fromkeys(str(entry.number) for entry in machine.firmware_map))
+
+
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
 _FIXED: dict[str, Callable[[Machine], _Directory]] = {
@@ -313,5 +323,6 @@ _FIXED: dict[str, Callable[[Machine], _Directory]] = {
     MODULE: lambda machine: _Directory(
         None, {"uevent": uevent_of("/module/memory_hotplug", "module")}, lambda: {"parameters": None}
     ),
+    FIRMWARE_MEMMAP: _memmap_directory,
     f"{MODULE}/parameters": lambda machine: _Directory(None, PARAMETER_FILES, dict),
 }
