@@ -338,7 +338,8 @@ def test_unknown_rules_are_bad_input(run: Run) -> None:
 def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     """File and line, the value, and what was expected; nothing on stdout."""
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n  - onlin: 32\n")
-    verbs = "add, remove, online, offline, write, read, allocate, free, pin, unpin, register, unregister, signal, note"
+    verbs = "add, group, ungroup, remove, online, offline, write, read, allocate, free, pin, unpin, register, unregister, "
+    verbs += "signal, note"
     assert ran == (
         2,
         "",
