@@ -42,7 +42,7 @@ from memhp.events import (
     MemoryAction,
     MemoryNotify,
 )
-from memhp.kernel import Allocation, Machine, NodeSpec, OnlineType, PageKind, Rules, ZoneType
+from memhp.kernel import Allocation, Machine, MhpFlags, NodeSpec, OnlineType, PageKind, Rules, ZoneType
 from memhp.notifier import (
     NOTIFY_BAD,
     NOTIFY_DONE,
@@ -85,6 +85,7 @@ __all__ = [
     "MemhpError",
     "MemoryAction",
     "MemoryNotify",
+    "MhpFlags",
     "NodeSpec",
     "NotRegistered",
     "NotifierBlock",

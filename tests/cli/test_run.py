@@ -339,8 +339,8 @@ def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     """File and line, the value, and what was expected; nothing on stdout."""
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n  - onlin: 32\n")
     verbs = (
-        "plug, unplug, add, remove, online, offline, write, read, allocate, free, pin, unpin, register, unregister, "
-        "load, unload, signal, note"
+        "plug, unplug, add, group, ungroup, remove, online, offline, write, read, allocate, free, pin, unpin, register, "
+        "unregister, load, unload, signal, note"
     )
     assert ran == (
         2,
@@ -353,7 +353,10 @@ def test_a_step_that_cannot_be_played_is_exit_code_2(run: Run) -> None:
     """What only shows while playing is bad input of that line all the same."""
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n- offline: new\n")
     assert ran.code == 2
-    assert ran.err == "memhp: s.yaml:3: offline: 'new' is not valid; expected a name given by an earlier step with `as`, or of a DIMM\n"
+    assert (
+        ran.err
+        == "memhp: s.yaml:3: offline: 'new' is not valid; expected a name given by an earlier step with `as`, or of a DIMM\n"
+    )
 
 
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:

@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from memhp import Machine, MemhpError, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules, notifier_from_errno
+from memhp import (
+    Machine,
+    MemhpError,
+    MemoryAction,
+    MemoryNotify,
+    NotifierBlock,
+    NotifyResult,
+    Rules,
+    notifier_from_errno,
+)
 from memhp.abi.uevent import Uevent
 from memhp.errors import HotplugError, errno_name
 from memhp.kernel.acpi import Dimm

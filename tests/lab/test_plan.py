@@ -72,6 +72,8 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         (MACHINE + "steps:\n  - allocate: {name: a, pages: 1}\n", 3, "one of the steps add, remove"),
         (MACHINE + "steps:\n  - offline: 1\n    thread: admin\n", 3, "one after the other"),
         (MACHINE + "steps:\n  - add: {size: 1MiB}\n", 3, "whole blocks of 128 MiB"),
+        (MACHINE + "steps:\n  - add: {size: 128MiB, flags: merge_resource}\n", 3, "no flags: memory comes as a DIMM"),
+        (MACHINE + "steps:\n  - add: {size: 128MiB, name: System RAM (x)}\n", 3, "no name: memory comes as a DIMM"),
         (MACHINE + "steps:\n  - add: {size: 1GiB, node: 2}\n", 3, "a node from 0 to 1"),
     ],
 )

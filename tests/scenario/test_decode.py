@@ -19,6 +19,7 @@ from memhp import (
     NOTIFY_DONE,
     NOTIFY_OK,
     NOTIFY_STOP,
+    MhpFlags,
     OnlineType,
     PageKind,
     Rules,
@@ -197,11 +198,35 @@ def test_blocks_are_meant_by_number_name_size_place_or_node(tmp_path: Path, text
         assert step(tmp_path, f"{verb}: {text}").arguments["blocks"] == expected
 
 
+PLAIN_ADD = {"size": 256 << 20, "node": 0, "at": None, "name": "System RAM", "flags": MhpFlags.NONE, "group": ""}
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "shown"),
     [
-        ("add: {size: 256MiB}", {"size": 256 << 20, "node": 0, "at": None}, "add 256 MiB to node 0"),
-        ("add: {size: 1G, node: 1, at: 0x200000000}", {"size": 1 << 30, "node": 1, "at": 8 << 30}, "add 1 GiB to node 1"),
+        ("add: {size: 256MiB}", PLAIN_ADD, "add 256 MiB to node 0"),
+        (
+            "add: {size: 1G, node: 1, at: 0x200000000}",
+            {**PLAIN_ADD, "size": 1 << 30, "node": 1, "at": 8 << 30},
+            "add 1 GiB to node 1",
+        ),
+        (
+            "add: {size: 256MiB, group: dimm, name: System RAM (x), flags: [merge_resource, memmap_on_memory]}",
+            {**PLAIN_ADD, "group": "dimm", "name": "System RAM (x)", "flags": MhpFlags(3)},
+            "add 256 MiB to group dimm",
+        ),
+        ("add: {size: 256MiB, flags: offline_inaccessible}", {**PLAIN_ADD, "flags": MhpFlags(8)}, "add 256 MiB to node 0"),
+        (
+            "group: {name: dimm, node: 1, size: 1GiB}",
+            {"name": "dimm", "node": 1, "size": 1 << 30, "unit": 0},
+            "make dimm, a static group of 1 GiB on node 1",
+        ),
+        (
+            "group: {name: vm, unit: 256MiB}",
+            {"name": "vm", "node": 0, "size": 0, "unit": 256 << 20},
+            "make vm, a dynamic group in units of 256 MiB on node 0",
+        ),
+        ("ungroup: dimm", {"name": "dimm"}, "ungroup dimm"),
         ("remove: 32-33", {"blocks": Selection(ids=(32, 33))}, "remove 32-33"),
         ("online: 32", {"blocks": Selection(ids=(32,)), "type": OnlineType.ONLINE}, "online 32"),
         (
@@ -405,6 +430,10 @@ BAD = {
     "step: as a place": (in_step("{online: 32, as: first}"), 3, "another name"),
     "add: size": (in_step("add: {size: 128 blocks}"), 3, "a size such as"),
     "add: no size": (in_step("add: {node: 0}"), 3, "size"),
+    "add: a flag that isn't one": (in_step("add: {size: 1G, flags: [merge_resource, huge]}"), 3, "one of merge_resource, memmap"),
+    "add: group and node": (in_step("add: {size: 1G, group: g, node: 1}"), 3, "either a node or a group"),
+    "group: both kinds": (in_step("group: {name: g, size: 1G, unit: 1G}"), 3, "either size"),
+    "group: neither kind": (in_step("group: {name: g}"), 3, "either size"),
     "add: a word": (in_step("add: 128MiB"), 3, "mapping"),
     "add: node": (in_step("add: {size: 128MiB, node: one}"), 3, "whole number"),
     "add: at": (in_step("add: {size: 128MiB, at: top}"), 3, "a size such as"),

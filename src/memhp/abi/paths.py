@@ -1,6 +1,6 @@
-"""Where the files of memory hotplug are (Documentation/ABI/testing/sysfs-devices-memory, filesystems/proc)."""
+"""Where the files of memory hotplug are (Documentation/ABI/testing, sysfs-devices-memory and others; filesystems/proc)."""
 
-__all__ = ["BUS", "MEMORY", "MODULE", "NODE", "PARAMETERS", "PROC"]
+__all__ = ["BUS", "FIRMWARE_MEMMAP", "MEMORY", "MODULE", "NODE", "PARAMETERS", "PROC"]
 
 PROC = "/proc"
 MEMORY = "/sys/devices/system/memory"
@@ -8,3 +8,4 @@ NODE = "/sys/devices/system/node"
 BUS = "/sys/bus/memory"
 MODULE = "/sys/module/memory_hotplug"
 PARAMETERS = f"{MODULE}/parameters"
+FIRMWARE_MEMMAP = "/sys/firmware/memmap"

@@ -1,7 +1,9 @@
 """The modelled machine: below the seam, it serves the same files that a real kernel does."""
 
+from memhp.kernel.add import MhpFlags
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec
+from memhp.kernel.groups import MemoryGroup
 from memhp.kernel.machine import Machine
 from memhp.kernel.pages import Allocation, PageKind
 from memhp.kernel.rules import Rules
@@ -12,6 +14,8 @@ __all__ = [
     "BlockState",
     "Machine",
     "MemoryBlock",
+    "MemoryGroup",
+    "MhpFlags",
     "NodeSpec",
     "OnlineType",
     "PageKind",

@@ -19,7 +19,7 @@ from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import NodeState
 from memhp.locking import Lockdep, Mutex, current, requires
 from memhp.locking.switch import controlled, ending_request, guard, task_of
-from memhp.units import BlockId, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SIZE, BlockId, PhysAddr, format_ids, format_size
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -108,6 +108,7 @@ class MemoryDevice:
         number: of the slot.
         dimm: what is in the slot.
         attached: whether the handler has taken the DIMM: its memory is the kernel's.
+        mgid: the static memory group of its memory.
         seen: whether it ever was; ``modalias`` stays empty until then (observed).
         physical_nodes: the blocks bound to it, by the number in the name of their link.
     """
@@ -118,6 +119,7 @@ class MemoryDevice:
         self.number = number
         self.dimm: Dimm | None = None
         self.attached = False
+        self.mgid: int | None = None
         self.seen = False
         self.physical_nodes: dict[int, MemoryBlock] = {}
         self.lock = Mutex(f"{self.name}/physical_node_lock", dep, lock_class="acpi physical_node_lock")
@@ -273,6 +275,7 @@ class AcpiMemory:
         if device.attached:
             _try_to_offline(self._machine, device)
             add.remove_memory(self._machine, dimm.start, dimm.size)
+            _drop_group(self._machine, device)
             device.attached = False
         _take_out(dimm)
 
@@ -297,18 +300,32 @@ def _attach(machine: Machine, device_: MemoryDevice, dimm: Dimm) -> None:
     # acpi_memory_device_add(): what is the kernel's already (EEXIST) is bound as if it had been added.
     device_.seen = True
     try:
-        # Here the kernel makes a static memory group of the DIMM, and adds its memory as part of it.
-        add.add_memory(machine, dimm.nid, dimm.start, dimm.size)
+        device_.mgid = machine.groups.register_static(dimm.nid, -(-dimm.size // PAGE_SIZE))
+        add.add_memory(machine, device_.mgid, dimm.start, dimm.size, flags=_flags(machine, dimm.size))
     except HotplugError as error:
         if error.errno != errno.EEXIST:
             dimm.error = error
             _log.warning("acpi %s: add_memory failed: %s", device_.name, error)
+            _drop_group(machine, device_)
             return
     with device_.lock:
         for block in _blocks_within(machine, dimm):
             device_.bind(block)
     dimm.error = None
     device_.attached = True
+
+
+def _flags(machine: Machine, size: int) -> add.MhpFlags:
+    # acpi_memory_enable_device(): 6.1 asks whether the memory can hold its own memmap, 6.12 leaves that to whoever adds it.
+    if machine.rules.value.memmap_each_block or add.supports_memmap_on_memory(machine, size):
+        return add.MhpFlags.NID_IS_MGID | add.MhpFlags.MEMMAP_ON_MEMORY
+    return add.MhpFlags.NID_IS_MGID
+
+
+def _drop_group(machine: Machine, device_: MemoryDevice) -> None:
+    mgid, device_.mgid = device_.mgid, None
+    if mgid is not None:
+        machine.groups.unregister(mgid)
 
 
 def _blocks_within(machine: Machine, dimm: Dimm) -> list[MemoryBlock]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import logging
 from typing import TYPE_CHECKING
@@ -11,70 +12,151 @@ from memhp.abi.paths import MEMORY, NODE
 from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError
 from memhp.kernel import device
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
-from memhp.kernel.iomem import SYSTEM_RAM
+from memhp.kernel.groups import MemoryGroup
+from memhp.kernel.iomem import SYSTEM_RAM, Resource
 from memhp.kernel.zones import Node, NodeState
 from memhp.locking import Mode, Mutex, current, requires
-from memhp.units import BlockId, PhysAddr, addr_to_pfn, format_ids, format_mem
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, PhysAddr, addr_to_pfn, format_ids, format_mem
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
-__all__ = ["add_memory", "remove_memory"]
+__all__ = [
+    "MhpFlags",
+    "add_memory",
+    "add_memory_resource",
+    "check_driver_name",
+    "register_node",
+    "remove_memory",
+    "supports_memmap_on_memory",
+]
 
+_STRUCT_PAGE = 64
+"""Bytes that describe one page (struct page on x86-64)."""
 _log = logging.getLogger("memhp.kernel")
 
 
-@requires("device_hotplug")
-def add_memory(machine: Machine, nid: int, start: PhysAddr, size: int, name: str = SYSTEM_RAM) -> list[BlockId]:
-    """Add a range as offline blocks of node ``nid``, then online them if ``auto_online_blocks`` says so.
+class MhpFlags(enum.IntFlag):
+    """How memory is added (``include/linux/memory_hotplug.h``)."""
 
-    The node is the caller's word, whatever the address. When bringing a block online fails, the rest stays offline and
-    the add is a success all the same, as in Linux (logged here).
+    NONE = 0
+    MERGE_RESOURCE = 1
+    """Let its range become one with neighbours in /proc/iomem that have the very same name and this flag."""
+    MEMMAP_ON_MEMORY = 2
+    """Keep each block's memmap in the block itself, if the parameter ``memmap_on_memory`` allows it."""
+    NID_IS_MGID = 4
+    """What stands in the place of the node is a memory group, whose node it is."""
+    OFFLINE_INACCESSIBLE = 8
+    """Linux 6.12: nobody may touch it while it is offline, so its own memmap is not prepared before it comes online."""
+
+
+def check_driver_name(name: str) -> None:
+    """Refuse what is no name for a driver's memory, before any lock is taken.
+
+    Raises:
+        HotplugError: EINVAL, it is not ``System RAM (something)``.
     """
-    if name != SYSTEM_RAM and not (name.startswith(f"{SYSTEM_RAM} (") and name.endswith(")")):
-        raise HotplugError(errno.EINVAL, f"{name!r} is no name for memory; expected {SYSTEM_RAM!r} or '{SYSTEM_RAM} (driver)'")
+    if not name.startswith(f"{SYSTEM_RAM} (") or not name.endswith(")"):
+        raise HotplugError(errno.EINVAL, f"{name!r} is no name for a driver's memory; expected '{SYSTEM_RAM} (driver)'")
+
+
+def supports_memmap_on_memory(machine: Machine, size: int) -> bool:
+    """Say whether memory of this size can hold its own memmap (``mhp_supports_memmap_on_memory``)."""
+    # The memmap of any block from 128 MiB on is whole huge pages and leaves whole pageblocks, so only these two can fail.
+    enabled = machine.parameters.memmap_on_memory != "N"
+    return enabled and (machine.rules.value.memmap_each_block or size == machine.block_size)
+
+
+@requires("device_hotplug")
+def add_memory(
+    machine: Machine, nid: int, start: PhysAddr, size: int, name: str = SYSTEM_RAM, flags: MhpFlags = MhpFlags.NONE
+) -> list[BlockId]:
+    """Claim a range and add it (``__add_memory``); see :func:`add_memory_resource`.
+
+    Raises:
+        HotplugError: E2BIG, it can't be mapped; EEXIST, somebody has a part of it; and what add_memory_resource() raises.
+            Nothing was changed.
+    """
     if not 0 <= start < start + size <= machine.mappable:
         message = f"{start:#x} + {size:#x} bytes is no range of memory that can be mapped (the end is {machine.mappable:#x})"
         raise HotplugError(errno.E2BIG, message)
-    claim = machine.iomem.request(start, size, name)
+    claim = machine.iomem.request(start, size, SYSTEM_RAM if name == SYSTEM_RAM else name)
     try:
-        blocks = _add_resource(machine, nid, start, size, name)
+        return add_memory_resource(machine, nid, claim, flags)
     except BaseException:
         machine.iomem.release(claim)
         raise
-    _auto_online(machine, blocks)
-    return [block.id for block in blocks]
 
 
-def _add_resource(machine: Machine, nid: int, start: PhysAddr, size: int, name: str) -> list[MemoryBlock]:
+@requires("device_hotplug")
+def add_memory_resource(machine: Machine, nid: int, claim: Resource, flags: MhpFlags = MhpFlags.NONE) -> list[BlockId]:
+    """Add a claimed range as offline blocks of node ``nid``, then online them if ``auto_online_blocks`` says so.
+
+    The node is the caller's word, whatever the address. When bringing a block online fails, the rest stays offline and
+    the add is a success all the same, as in Linux (logged here). The claim stays the caller's after an error.
+
+    Raises:
+        HotplugError: EINVAL, not aligned, no such group or node, or on 6.1 a memmap that can't be on it; EEXIST, a block.
+    """
+    start, size = claim.start, claim.size
     if start % machine.block_size or size % machine.block_size:
         message = f"{start:#x} + {size:#x} bytes is not aligned to the block size {machine.block_size:#x}"
         raise HotplugError(errno.EINVAL, message)
+    group: MemoryGroup | None = None
+    if flags & MhpFlags.NID_IS_MGID:
+        group = machine.groups.find(nid)
+        if group is None:
+            raise HotplugError(errno.EINVAL, f"there is no memory group {nid!r}")
+        nid = group.nid
     if nid not in machine.node_states[NodeState.N_POSSIBLE]:
         possible = format_ids(machine.node_states[NodeState.N_POSSIBLE])
         raise HotplugError(errno.EINVAL, f"node {nid!r} is not possible on this machine; possible are {possible}")
     with machine.mem_hotplug():
-        node = machine.nodes[nid]
-        blocks = _create_devices(machine, nid, start, size)
+        blocks = _make_blocks(
+            machine, nid, group, range(start // machine.block_size, (claim.end + 1) // machine.block_size), flags
+        )
         if nid not in machine.node_states[NodeState.N_ONLINE]:
-            _register_node(machine, node)
+            register_node(machine, machine.nodes[nid])
         for block in blocks:
-            node.linked[block.id] = block
-        if name == SYSTEM_RAM:
-            machine.firmware_map.append((start, size))
-    return blocks
+            machine.nodes[nid].linked[block.id] = block
+        if claim.name == SYSTEM_RAM:
+            machine.firmware_map.add(start, size)
+    if flags & MhpFlags.MERGE_RESOURCE:
+        machine.iomem.merge(claim)
+    _auto_online(machine, blocks)
+    return [block.id for block in blocks]
 
 
-def _create_devices(machine: Machine, nid: int, start: PhysAddr, size: int) -> list[MemoryBlock]:
-    first = start // machine.block_size
+def _make_blocks(machine: Machine, nid: int, group: MemoryGroup | None, numbers: range, flags: MhpFlags) -> list[MemoryBlock]:
+    altmap_pages = 0
+    if flags & MhpFlags.MEMMAP_ON_MEMORY:
+        if supports_memmap_on_memory(machine, len(numbers) * machine.block_size):
+            altmap_pages = machine.pages_per_block * _STRUCT_PAGE // PAGE_SIZE
+        elif not machine.rules.value.memmap_each_block:
+            message = (
+                f"{len(numbers)} blocks can't hold their own memmap (memmap_on_memory={machine.parameters.memmap_on_memory})"
+            )
+            raise HotplugError(errno.EINVAL, message)
+    blocks = [machine.new_block(BlockId(number), nid) for number in numbers]
+    for block in blocks:
+        block.group = group
+        block.altmap_pages = altmap_pages
+        block.inaccessible = bool(
+            altmap_pages and flags & MhpFlags.OFFLINE_INACCESSIBLE and machine.rules.value.memmap_each_block
+        )
+    return _create_devices(machine, blocks)
+
+
+def _create_devices(machine: Machine, blocks: list[MemoryBlock]) -> list[MemoryBlock]:
     created: list[MemoryBlock] = []
     try:
-        for number in range(first, first + size // machine.block_size):
-            block = machine.new_block(BlockId(number), nid)
+        for block in blocks:
             if block.id in machine.blocks:
                 raise HotplugError(errno.EEXIST, f"{block.name} exists already", block=block.id)
             # A new dictionary each time: whoever reads the old one without a lock reads it undisturbed.
             machine.blocks = {**machine.blocks, block.id: block}
+            if block.group is not None:
+                block.group.blocks[block.id] = block
             created.append(block)
             machine.uevents.emit("add", block)
             # device_add() reaches the driver core's probe, which takes the device's lock inside mem_hotplug_lock.
@@ -97,6 +179,8 @@ def _undo_create(machine: Machine, block: MemoryBlock) -> None:
 
 def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     machine.nodes[block.nid].linked.pop(block.id, None)
+    if block.group is not None:
+        del block.group.blocks[block.id]
     machine.blocks = {number: other for number, other in machine.blocks.items() if number != block.id}
     machine.power_control.pop(f"{MEMORY}/{block.name}/power", None)
     if block.firmware_node is not None:
@@ -104,7 +188,9 @@ def _delete_device(machine: Machine, block: MemoryBlock) -> None:
     machine.uevents.emit("remove", block)
 
 
-def _register_node(machine: Machine, node: Node) -> None:
+@requires("mem_hotplug")
+def register_node(machine: Machine, node: Node) -> None:
+    """Bring a node online, without memory yet (``try_online_node``)."""
     machine.node_states[NodeState.N_ONLINE].add(node.nid)
     node.registered = True
     machine.uevents.emit("add", node)
@@ -143,19 +229,20 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
         # The kernel stops with BUG() here.
         raise InvalidInput((start, size), "remove_memory: (start, size)", f"whole blocks of {machine.block_size:#x} bytes")
     blocks = _removable(machine, start, size)
+    _check_memmaps(machine, blocks, start, size, at_once=True)
     if machine.locks.mem_hotplug.held(Mode.READ):
         # The lock comes after the devices are gone in 6.1, so a wait for oneself must be found before.
         raise DeadlockError(
             f"{current().name} holds mem_hotplug_lock and would wait for itself in remove_memory()", machine.locks.mem_hotplug
         )
+    machine.firmware_map.remove(start, size)
     under_lock = machine.rules.value.removes_devices_under_lock
     if not under_lock:
         _delete_devices(machine, blocks)
     with machine.mem_hotplug(interruptible=under_lock):
         if under_lock:
+            _check_memmaps(machine, blocks, start, size, at_once=False)
             _delete_devices(machine, blocks)
-        if (start, size) in machine.firmware_map:
-            machine.firmware_map.remove((start, size))
         if not machine.iomem.release_adjustable(start, size):
             _log.warning("no single iomem resource holds %#x + %#x; none is released", start, size)
         if blocks:
@@ -175,6 +262,20 @@ def _removable(machine: Machine, start: PhysAddr, size: int) -> list[MemoryBlock
     if len(blocks) < len(found):
         _log.warning("remove_memory: %d of %d blocks of the range do not exist", len(found) - len(blocks), len(found))
     return blocks
+
+
+def _check_memmaps(machine: Machine, blocks: list[MemoryBlock], start: PhysAddr, size: int, *, at_once: bool) -> None:
+    # Memory that holds its own memmap leaves as it came: on 6.1 as a single block, which is looked at before anything is done; on
+    # 6.12 not together with memory that doesn't hold its own, which is looked at under mem_hotplug_lock.
+    each_block = machine.rules.value.memmap_each_block
+    if at_once is each_block:
+        return
+    hosting = [block for block in blocks if block.altmap_pages]
+    if hosting and (len(hosting) != len(blocks) if each_block else size != machine.block_size):
+        memory = format_mem(addr_to_pfn(start), size >> PAGE_SHIFT)
+        which = format_ids(block.id for block in hosting)
+        message = f"blocks {which} of {memory} hold their own memmap, so they can't be removed together with others"
+        raise HotplugError(errno.EINVAL, message, block=hosting[0].id)
 
 
 def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:

@@ -13,6 +13,7 @@ from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
+from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
 from memhp.kernel.zonechoice import valid_zones
 from memhp.kernel.zones import Node, NodeState
@@ -33,6 +34,7 @@ __all__ = [
     "PROC_FILES",
     "Attribute",
     "Directory",
+    "memmap_files",
     "power_files",
     "store_uevent",
     "uevent_of",
@@ -92,7 +94,7 @@ def _show_valid_zones(machine: Machine, block: MemoryBlock) -> str:
     if block.state is BlockState.ONLINE:
         zone = block.zone
         return f"{zone.type.label}\n" if zone is not None else "none\n"
-    kinds = valid_zones(machine, block.nid, block.start_pfn, block.nr_pages)
+    kinds = valid_zones(machine, block.nid, block.group, block.start_pfn, block.nr_pages)
     return " ".join(kind.label for kind in kinds) + "\n"
 
 
@@ -234,6 +236,15 @@ def power_files(directory: str) -> dict[str, Attribute]:
     return {**POWER_FILES, "control": control}
 
 
+def memmap_files(entry: FirmwareEntry) -> dict[str, Attribute]:
+    """Give the files of an entry of the firmware's list of memory."""
+    return {
+        "start": _constant(f"{entry.start:#x}\n"),
+        "end": _constant(f"{entry.end:#x}\n"),
+        "type": _constant(f"{entry.type}\n"),
+    }
+
+
 # -- the tables: one a kind of directory
 
 
@@ -290,7 +301,7 @@ PARAMETER_FILES = {
     "auto_movable_numa_aware": Attribute(
         0o644, lambda machine, what: "Y\n" if machine.parameters.auto_movable_numa_aware else "N\n", _store_numa_aware
     ),
-    "memmap_on_memory": _constant("N\n"),
+    "memmap_on_memory": Attribute(0o444, lambda machine, what: f"{machine.parameters.memmap_on_memory}\n"),
 }
 
 POWER_FILES = {

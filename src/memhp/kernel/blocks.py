@@ -11,6 +11,7 @@ from memhp.units import BlockId, Pfn
 
 if TYPE_CHECKING:
     from memhp.kernel.acpi import MemoryDevice
+    from memhp.kernel.groups import MemoryGroup
     from memhp.kernel.pages import Extent
     from memhp.kernel.zones import Zone
 
@@ -44,10 +45,13 @@ class MemoryBlock:
 
     __slots__ = (
         "_device_lock",
+        "altmap_pages",
         "dep",
         "early",
         "firmware_node",
+        "group",
         "id",
+        "inaccessible",
         "isolated",
         "nid",
         "nr_pages",
@@ -80,6 +84,11 @@ class MemoryBlock:
         """Its pages that zones count as present, as (zone, first pfn, pages)."""
         self.early = False
         """Whether it was there at boot."""
+        self.group: MemoryGroup | None = None
+        self.altmap_pages = 0
+        """How many pages at its start hold its own memmap; they are present, and nobody can allocate them."""
+        self.inaccessible = False
+        """Whether it must not be touched while it is offline (MHP_OFFLINE_INACCESSIBLE)."""
         self.isolated = False
         """Whether its free pages are kept from the allocator."""
         self.used: list[Extent] = []
@@ -102,6 +111,16 @@ class MemoryBlock:
     def end_pfn(self) -> Pfn:
         """The page frame after its last one."""
         return Pfn(self.start_pfn + self.nr_pages)
+
+    @property
+    def usable_pfn(self) -> Pfn:
+        """The first page frame that isn't part of its own memmap."""
+        return Pfn(self.start_pfn + self.altmap_pages)
+
+    @property
+    def usable_pages(self) -> int:
+        """How many pages it has besides its own memmap, holes included: what callbacks are told of."""
+        return self.nr_pages - self.altmap_pages
 
     @property
     def ram_pages(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from memhp.abi.formats import parse_bool, parse_uint
+from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState, OnlineType
 from memhp.kernel.rules import Rules
@@ -26,7 +28,8 @@ __all__ = [
     "zones_of",
 ]
 
-_MODULE_PARAMETERS = ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware")
+_MODULE = "memory_hotplug."
+_WORD = re.compile(r'(?:"[^"]*"?|[^\s"])+')
 Ram = tuple[tuple[Pfn, int], ...]
 
 _GIB = 1 << 30
@@ -78,13 +81,18 @@ class NodeSpec:
 
 @dataclass(slots=True)
 class Parameters:
-    """What the kernel command line and /sys/module/memory_hotplug/parameters say; all but the second change at run time."""
+    """What the kernel command line and /sys/module/memory_hotplug/parameters say.
+
+    ``movable_node`` and ``memmap_on_memory`` are as they were at boot; the others change at run time.
+    """
 
     auto_online_blocks: OnlineType = OnlineType.OFFLINE
     movable_node: bool = False
     online_policy: str = "contig-zones"
     auto_movable_ratio: int = 301
     auto_movable_numa_aware: bool = True
+    memmap_on_memory: str = "N"
+    """As the file reads: N, Y, or (6.12) force."""
 
     @classmethod
     def of(cls, value: object, rules: Rules) -> Parameters:
@@ -100,29 +108,35 @@ class Parameters:
         if value is None:
             return parameters
         if isinstance(value, str):
-            for word in value.split():
-                name, _, text = word.partition("=")
-                if name in _MODULE_PARAMETERS:  # they are the module's, so they need its name before them
-                    continue
-                try:
-                    parameters.set(name, text if "=" in word else "y")
-                except InvalidInput:
-                    continue
+            for name, text in _command_line(value):
+                # A word that means nothing here, or a bogus value, changes nothing.
+                with contextlib.suppress(InvalidInput):
+                    parameters._set_from_command_line(name, text, rules)
             return parameters
         if not isinstance(value, Mapping):
             raise InvalidInput(value, "parameters", "a mapping of names to values, or a kernel command line")
         for name, given in value.items():
-            parameters.set(str(name), _as_text(given))
+            parameters.set(str(name), _as_text(given), rules)
         return parameters
 
-    def set(self, name: str, text: str) -> None:
+    def _set_from_command_line(self, name: str, text: str | None, rules: Rules) -> None:
+        # Dashes and underscores are the same in a name (kernel/params.c, parameq()).
+        name = name.replace("-", "_")
+        if name == "movable_node":  # an early parameter, whose value nobody looks at
+            self.movable_node = True
+        elif name == "memhp_default_state" and text is not None:
+            self.set(name, text, rules)
+        elif name.startswith(_MODULE) and (text is not None or name.removeprefix(_MODULE) in rules.value.bare_parameters):
+            self.set(name, "y" if text is None else text, rules)
+
+    def set(self, name: str, text: str, rules: Rules) -> None:
         """Set one parameter from text.
 
         Raises:
             InvalidInput: an unknown name or a malformed value.
         """
         where = f"parameters: {name}"
-        short = name.removeprefix("memory_hotplug.")
+        short = name.removeprefix(_MODULE)
         if name == "memhp_default_state":
             self.auto_online_blocks = online_type_of(text, where)
         elif name == "movable_node":
@@ -136,9 +150,27 @@ class Parameters:
             self.auto_movable_ratio = ratio
         elif short == "auto_movable_numa_aware":
             self.auto_movable_numa_aware = parse_bool(text, where)
+        elif short == "memmap_on_memory":
+            self.memmap_on_memory = _memmap_mode(text, where, rules)
         else:
-            known = "memhp_default_state, movable_node, memory_hotplug.{online_policy,auto_movable_ratio,auto_movable_numa_aware}"
-            raise InvalidInput(name, "parameters", f"one of {known}")
+            module = "online_policy,auto_movable_ratio,auto_movable_numa_aware,memmap_on_memory"
+            raise InvalidInput(name, "parameters", f"one of memhp_default_state, movable_node, {_MODULE}{{{module}}}")
+
+
+def _command_line(text: str) -> Iterator[tuple[str, str | None]]:
+    # Words as kernel/params.c, next_arg() has them: quotes keep spaces together, and what follows "--" is for init.
+    for match in _WORD.finditer(text):
+        word = match[0].replace('"', "")
+        if word == "--":
+            return
+        name, equals, value = word.partition("=")
+        yield name, value if equals else None
+
+
+def _memmap_mode(text: str, where: str, rules: Rules) -> str:
+    if rules.value.memmap_force and sysfs_word(text) in {"force", "FORCE"}:
+        return "force"
+    return "Y" if parse_bool(text, where) else "N"
 
 
 def _as_text(value: object) -> str:
@@ -198,6 +230,8 @@ class Plan:
     five_level_paging: bool = False
     cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """CPUs of each node, by node id."""
+    firmware: tuple[tuple[int, int, str], ...] | None = None
+    """The firmware's list of memory as (start, end, type), the end inclusive; None makes one from the blocks."""
 
 
 def default_block_size(ram_end: int, *, hypervisor: bool = True) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState
 from memhp.kernel.boot import BootBlock, Plan, zones_of
+from memhp.kernel.firmwaremap import RESERVED
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.zones import ARCH_LIMITS, Node, NodeState, ZoneType
 from memhp.units import PAGE_SHIFT, Pfn, format_ids
@@ -29,7 +30,12 @@ def bringup(machine: Machine, plan: Plan) -> None:
     for node in machine.nodes.values():
         _set_spans(node)
         _set_masks(machine, node)
-    _claim_memory(machine)
+    runs = _claim_memory(machine)
+    if plan.firmware is None:
+        _make_firmware_map(machine, runs)
+    else:
+        for start, end, kind in plan.firmware:
+            machine.firmware_map.add(start, end - start + 1, kind)
 
 
 def _make_nodes(machine: Machine, plan: Plan) -> None:
@@ -74,7 +80,7 @@ def _set_masks(machine: Machine, node: Node) -> None:
         masks[NodeState.N_MEMORY].add(node.nid)
 
 
-def _claim_memory(machine: Machine) -> None:
+def _claim_memory(machine: Machine) -> list[tuple[int, int]]:
     runs: list[list[int]] = []
     for block in sorted(machine.blocks.values(), key=lambda block: block.id):
         for start, nr in block.ram:
@@ -84,6 +90,18 @@ def _claim_memory(machine: Machine) -> None:
                 runs.append([start, start + nr])
     for first, end in runs:
         machine.iomem.request(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT, SYSTEM_RAM)
+    return [(first << PAGE_SHIFT, end << PAGE_SHIFT) for first, end in runs]
+
+
+def _make_firmware_map(machine: Machine, ranges: list[tuple[int, int]]) -> None:
+    # Of what the firmware keeps for itself only the first MiB is known here; it counts page 0 as memory, which Linux doesn't use.
+    for start, end in ranges:
+        if (start, end) == (0x1000, 0x9F000):
+            machine.firmware_map.add(0, 0x9FC00)
+            machine.firmware_map.add(0x9FC00, 0x400, RESERVED)
+            machine.firmware_map.add(0xF0000, 0x10000, RESERVED)
+        else:
+            machine.firmware_map.add(start, end - start)
 
 
 def _set_spans(node: Node) -> None:

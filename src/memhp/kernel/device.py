@@ -11,6 +11,7 @@ from memhp.events import MEM_FINISH_OFFLINE, MEM_PREPARE_ONLINE, MemoryNotify
 from memhp.kernel import hotplug
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.zonechoice import zone_for_pfn_range
+from memhp.kernel.zones import Zone
 from memhp.locking import requires
 
 if TYPE_CHECKING:
@@ -96,19 +97,27 @@ def _block_online(machine: Machine, block: MemoryBlock) -> None:
         message = f"{block.name} has {len(block.poisoned)} poisoned pages, the first {pfn:#x}; it stays offline"
         raise HotplugError(EHWPOISON, message, block=block.id)
     # The zone is chosen before mem_hotplug_lock is taken, as in memory_block_online().
-    zone = zone_for_pfn_range(machine, block.online_type, block.nid, block.start_pfn, block.nr_pages)
+    zone = zone_for_pfn_range(machine, block.online_type, block.nid, block.group, block.start_pfn, block.nr_pages)
     with machine.mem_hotplug():
         if machine.rules.value.prepares:
             hotplug.ask(machine, MEM_PREPARE_ONLINE, _prepared(block), "it stays offline")
+        machine.pages.hold_memmap(block)
         try:
-            hotplug.online_pages(machine, block.start_pfn, block.nr_pages, zone)
+            hotplug.online_pages(machine, block.usable_pfn, block.usable_pages, zone)
         except BaseException as error:
             if isinstance(error, Vetoed) and not error.undone:
-                block.zone = zone
+                _now_in(block, zone)
             else:
+                machine.pages.forget([block])
                 _finish(machine, block)
             raise
-        block.zone = zone
+        _now_in(block, zone)
+
+
+def _now_in(block: MemoryBlock, zone: Zone) -> None:
+    # The memmap's pages are counted as present last, and never as managed.
+    hotplug.adjust_present_page_count(zone, block, block.altmap_pages)
+    block.zone = zone
 
 
 def _block_offline(machine: Machine, block: MemoryBlock) -> None:
@@ -117,7 +126,13 @@ def _block_offline(machine: Machine, block: MemoryBlock) -> None:
         message = f"{block.name} spans several zones or nodes, so it can't go offline"
         raise HotplugError(errno.EINVAL, message, block=block.id)
     with machine.mem_hotplug():
-        hotplug.offline_pages(machine, block.start_pfn, block.nr_pages, zone)
+        # Not counted from here on, so that what is left tells whether the block is the node's last.
+        hotplug.adjust_present_page_count(zone, block, -block.altmap_pages)
+        try:
+            hotplug.offline_pages(machine, block.usable_pfn, block.usable_pages, zone)
+        except BaseException:
+            hotplug.adjust_present_page_count(zone, block, block.altmap_pages)
+            raise
         block.zone = None
         _finish(machine, block)
 
@@ -129,4 +144,6 @@ def _finish(machine: Machine, block: MemoryBlock) -> None:
 
 def _prepared(block: MemoryBlock) -> MemoryNotify:
     # The kernel leaves the two nids unset in this struct; they read 0 on Debian's 6.12, i.e. like node 0 (observed).
-    return MemoryNotify(block.start_pfn, block.nr_pages, 0, 0, altmap_start_pfn=block.start_pfn)
+    return MemoryNotify(
+        block.usable_pfn, block.usable_pages, 0, 0, altmap_start_pfn=block.start_pfn, altmap_nr_pages=block.altmap_pages
+    )

@@ -19,16 +19,17 @@ from memhp.events import (
     MemoryNotify,
 )
 from memhp.kernel.blocks import MemoryBlock
+from memhp.kernel.pages import PageKind
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import current, requires
-from memhp.units import PAGES_PER_SECTION, Pfn, format_mem
+from memhp.units import Pfn, format_mem
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
     from memhp.kernel.pages import Extent
     from memhp.notifier import NotifyResult
 
-__all__ = ["ask", "offline_pages", "online_pages", "tell"]
+__all__ = ["adjust_present_page_count", "ask", "offline_pages", "online_pages", "tell"]
 
 
 # -- asking and telling the chain
@@ -80,8 +81,8 @@ def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> Non
 
     Args:
         machine: whose pages; the caller holds its mem_hotplug_lock for writing.
-        start: first page frame, of whole sections.
-        nr_pages: length in pages, of whole sections.
+        start: first page frame, of whole blocks; of a block that holds its own memmap, the first one behind that.
+        nr_pages: length in pages.
         zone: where to; see :func:`~memhp.kernel.zonechoice.zone_for_pfn_range`.
 
     Raises:
@@ -134,15 +135,22 @@ def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: 
         for block in blocks:
             block.present = tuple((zone, part, nr) for part, nr in block.ram)
             zone.put(block)
-            _adjust(zone, block, block.ram_pages)
+            zone.managed += _usable(block)
+            adjust_present_page_count(zone, block, _usable(block))
     _set_masks(machine, arg)
 
 
-def _adjust(zone: Zone, block: MemoryBlock, nr_pages: int) -> None:
+def _usable(block: MemoryBlock) -> int:
+    return block.ram_pages - block.altmap_pages
+
+
+def adjust_present_page_count(zone: Zone, block: MemoryBlock, nr_pages: int) -> None:
+    """Count pages of a block as present in its zone and its group, or no longer if ``nr_pages`` is negative."""
     zone.present += nr_pages
-    zone.managed += nr_pages
     if block.early:
         zone.present_early += nr_pages
+    if block.group is not None:
+        block.group.count(zone, nr_pages)
 
 
 def _set_masks(machine: Machine, arg: MemoryNotify) -> None:
@@ -186,7 +194,7 @@ def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], a
 
 
 def _held(blocks: list[MemoryBlock]) -> list[Extent]:
-    return [extent for block in blocks for extent in block.used]
+    return [extent for block in blocks for extent in block.used if extent.allocation.kind is not PageKind.MEMMAP]
 
 
 # -- offline
@@ -202,8 +210,8 @@ def offline_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> No
 
     Args:
         machine: whose pages; the caller holds its mem_hotplug_lock for writing.
-        start: first page frame, of whole sections.
-        nr_pages: length in pages, of whole sections.
+        start: first page frame, of whole blocks; of a block that holds its own memmap, the first one behind that.
+        nr_pages: length in pages.
         zone: the one zone that all of the range is in.
 
     Raises:
@@ -245,7 +253,7 @@ def _check_offlinable(zone: Zone, blocks: list[MemoryBlock]) -> None:
 
 
 def _nids_offline(machine: Machine, zone: Zone, blocks: list[MemoryBlock]) -> tuple[int, int]:
-    nr_pages = sum(block.ram_pages for block in blocks)
+    nr_pages = sum(_usable(block) for block in blocks)
     node = machine.nodes[zone.nid]
     kernel = node.present_up_to(ZoneType.NORMAL)
     total = kernel + node.zones[ZoneType.MOVABLE].present
@@ -272,7 +280,8 @@ def _drain(machine: Machine, blocks: list[MemoryBlock]) -> None:
 def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify) -> None:
     with machine.pages.lock:
         for block in blocks:
-            _adjust(zone, block, -block.ram_pages)
+            zone.managed -= _usable(block)
+            adjust_present_page_count(zone, block, -_usable(block))
             zone.drop(block)
             block.present = ()
     _clear_masks(machine, arg)
@@ -287,11 +296,26 @@ def _take_back_offline(machine: Machine, zone: Zone, blocks: list[MemoryBlock], 
 
 
 def _blocks_of(machine: Machine, start: Pfn, nr_pages: int, verb: str) -> list[MemoryBlock]:
-    if nr_pages < 1 or start % PAGES_PER_SECTION or nr_pages % machine.pages_per_block or start % machine.pages_per_block:
-        raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: not a range of whole memory blocks")
+    # Whole blocks; of one that holds its own memmap, the part behind it.
     first = machine.block_id_of(start)
-    found = [machine.blocks.get(first + n) for n in range(nr_pages // machine.pages_per_block)]
+    begin, length = Pfn(first * machine.pages_per_block), nr_pages
+    if start != begin:
+        begin, length = _with_memmap(machine, first, start, nr_pages)
+    if length < 1 or length % machine.pages_per_block:
+        raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: not a range of whole memory blocks")
+    found = [machine.blocks.get(first + n) for n in range(length // machine.pages_per_block)]
     blocks = [block for block in found if block is not None]
     if len(blocks) != len(found):
         raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: it has no memory block everywhere")
+    for block in blocks:
+        if block.altmap_pages and start == begin:
+            message = f"can't {verb} {format_mem(start, nr_pages)}: {block.name} begins with its own memmap"
+            raise HotplugError(errno.EINVAL, message, block=block.id)
     return blocks
+
+
+def _with_memmap(machine: Machine, number: int, start: Pfn, nr_pages: int) -> tuple[Pfn, int]:
+    block = machine.blocks.get(number)
+    if block is not None and (start, nr_pages) == (block.usable_pfn, block.usable_pages):
+        return block.start_pfn, block.nr_pages
+    return start, 0

@@ -16,10 +16,13 @@ from memhp.kernel import add, device
 from memhp.kernel import hotplug as core
 from memhp.kernel.acpi import AcpiMemory, Dimm, OstSource
 from memhp.kernel.acpi_files import acpi_directories
+from memhp.kernel.add import MhpFlags
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
 from memhp.kernel.bringup import bringup
 from memhp.kernel.error_inject import Modules
+from memhp.kernel.firmwaremap import FirmwareMap
+from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.pages import Allocation, PageKind, Pages
@@ -64,6 +67,9 @@ class Machine:
         nodes: possible nodes by id.
         node_states: the node masks, as sets of ids.
         memory_chain: the notifier chain.
+        groups: memory groups, to which memory can be added.
+        iomem: who claims which addresses.
+        firmware_map: what /sys/firmware/memmap has.
         pages: the page allocator.
         tree: the files of /sys that it serves.
         uevents: its uevents.
@@ -89,7 +95,8 @@ class Machine:
         self.iomem = Iomem(1 << plan.physical_bits)
         self.mappable = 1 << (52 if plan.five_level_paging else 46)
         """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
-        self.firmware_map: list[tuple[int, int]] = []
+        self.firmware_map = FirmwareMap()
+        self.groups = MemoryGroups(self)
         self.uevents = Uevents()
         self.drivers_autoprobe: bool = True
         self.power_control: dict[str, str] = {}
@@ -247,33 +254,59 @@ class Machine:
     # -- requests
 
     @_request
-    def add_memory(self, nid: int, start: int, size: int, *, name: str = SYSTEM_RAM) -> list[BlockId]:
+    def add_memory(
+        self, nid: int, start: int, size: int, *, name: str = SYSTEM_RAM, flags: MhpFlags | int = MhpFlags.NONE
+    ) -> list[BlockId]:
         """Add memory to a node: new offline blocks, which ``auto_online_blocks`` may bring online at once.
 
         Args:
-            nid: the node; a possible one that is offline comes online.
+            nid: the node; a possible one that is offline comes online. With MhpFlags.NID_IS_MGID a memory group of ``groups``.
             start: physical address, bytes, a multiple of the block size.
             size: bytes, a multiple of the block size.
-            name: the name in /proc/iomem.
+            name: the name in /proc/iomem; another than "System RAM" is that of a driver's memory, "System RAM (driver)".
+            flags: how; see :class:`~memhp.kernel.add.MhpFlags`.
 
         Returns:
             The new blocks' ids. They exist even if bringing one of them online was refused: look at their states.
 
         Raises:
-            HotplugError: E2BIG no range that can be mapped (size 0 too), EEXIST overlaps other memory, EINVAL not aligned
-                or no such node; nothing was changed.
+            HotplugError: E2BIG no range that can be mapped (size 0 too), EEXIST overlaps other memory, EINVAL not aligned,
+                no such node or group, no name for a driver's memory, or on 6.1 MEMMAP_ON_MEMORY where that can't be; nothing
+                was changed.
         """
+        if name != SYSTEM_RAM:
+            add.check_driver_name(name)
+        place = _number(nid, "nid", "the number of a node or group"), PhysAddr(_number(start, "start")), _number(size, "size")
+        how = _flags(flags)
         with self.locks.device_hotplug:
-            return add.add_memory(
-                self, _number(nid, "nid", "the number of a node"), PhysAddr(_number(start, "start")), _number(size, "size"), name
-            )
+            return add.add_memory(self, *place, name, how)
+
+    def add_memory_driver_managed(
+        self, nid: int, start: int, size: int, name: str, *, flags: MhpFlags | int = MhpFlags.NONE
+    ) -> list[BlockId]:
+        """Add memory that a driver manages: as :meth:`add_memory`, but the next kernel of a kexec must not know of it.
+
+        Args:
+            nid: as for add_memory().
+            start: as for add_memory().
+            size: as for add_memory().
+            name: ``System RAM (driver)``. Ranges merge (MhpFlags.MERGE_RESOURCE) only if their name is the very same
+                :class:`~memhp.kernel.iomem.ResourceName`.
+            flags: as for add_memory().
+
+        Raises:
+            HotplugError: EINVAL, no name for a driver's memory; and what add_memory() raises.
+        """
+        add.check_driver_name(name)
+        return self.add_memory(nid, start, size, name=name, flags=flags)
 
     @_request
     def remove_memory(self, start: int, size: int) -> list[BlockId]:
         """Remove memory whose blocks are all offline; its node goes too if it has no blocks and no CPU left.
 
         Raises:
-            HotplugError: EBUSY, a block is not offline; nothing was changed.
+            HotplugError: EBUSY, a block is not offline; EINVAL, blocks that hold their own memmap would go together with
+                others. Nothing was changed.
             InvalidInput: not a range of whole blocks.
         """
         with self.locks.device_hotplug:
@@ -507,6 +540,12 @@ def _number(value: object, where: str, expected: str = "a number of bytes") -> i
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidInput(value, where, expected)
     return value
+
+
+def _flags(value: MhpFlags | int) -> MhpFlags:
+    if not isinstance(value, int) or isinstance(value, bool) or value & ~sum(MhpFlags):
+        raise InvalidInput(value, "flags", f"members of MhpFlags: {', '.join(str(flag.name) for flag in MhpFlags)}")
+    return MhpFlags(value)
 
 
 def _online_type(value: OnlineType | str) -> OnlineType:

@@ -118,6 +118,10 @@ class Pages:
             raise InvalidInput(nr_pages, "alloc: nr_pages", "a number of pages, at least 1")
         if kind is PageKind.POISONED:
             raise InvalidInput(kind.value, "alloc: kind", "a kind that can be allocated; pages are poisoned by hard_offline_page")
+        if kind is PageKind.MEMMAP:
+            raise InvalidInput(
+                kind.value, "alloc: kind", "a kind that can be allocated; a block holds its own memmap from the start"
+            )
         if node is not None and node not in self._machine.nodes:
             raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
         allocation = Allocation(kind, owner)
@@ -228,8 +232,14 @@ class Pages:
                     stuck = stuck or extent
         return stuck
 
+    def hold_memmap(self, block: MemoryBlock) -> None:
+        """Note the pages at a block's start that hold its own memmap, if it has such, before it comes online."""
+        if block.altmap_pages:
+            with self.lock:
+                self.occupy(Allocation(PageKind.MEMMAP, block.name), block, block.start_pfn, block.altmap_pages)
+
     def forget(self, blocks: list[MemoryBlock]) -> None:
-        """Drop the records of pages that go with their blocks; only poisoned ones are left by then."""
+        """Drop the records of pages that go with their blocks; only poisoned ones and their own memmap are left by then."""
         with self.lock:
             for block in blocks:
                 for extent in block.used:

@@ -22,6 +22,8 @@ _ENUM = {
     MemoryAction.MEM_PREPARE_ONLINE: 6,
     MemoryAction.MEM_FINISH_OFFLINE: 7,
 }
+_BARE_6_12 = frozenset({"auto_movable_numa_aware"})
+_BARE_6_1 = _BARE_6_12 | {"memmap_on_memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ class RuleSet:
     rescans_container: bool
     """A DIMM that comes lets ACPI scan its whole container: that sends the uevent ``online`` for the container, and DIMMs that
     could not be added are tried again (``acpi_scan_device_check``)."""
+    memmap_each_block: bool
+    """MHP_MEMMAP_ON_MEMORY gives every block of a range its own memmap, and is left out where that can't be.
+
+    Without this it works for a single block only, and asking for it elsewhere is EINVAL."""
+    memmap_force: bool
+    """The parameter ``memmap_on_memory`` knows ``force``."""
+    bare_parameters: frozenset[str]
+    """Parameters of the module that need no value on the command line (those of the type bool)."""
     default_online_type: OnlineType
     """Boot value of ``auto_online_blocks`` (Debian's cloud kernels)."""
     counters: str
@@ -61,6 +71,9 @@ class Rules(enum.Enum):
         memory_failure=False,
         crash_hotplug=False,
         rescans_container=False,
+        memmap_each_block=False,
+        memmap_force=False,
+        bare_parameters=_BARE_6_1,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -74,6 +87,9 @@ class Rules(enum.Enum):
         memory_failure=False,
         crash_hotplug=False,
         rescans_container=False,
+        memmap_each_block=False,
+        memmap_force=False,
+        bare_parameters=_BARE_6_1,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -87,6 +103,9 @@ class Rules(enum.Enum):
         memory_failure=True,
         crash_hotplug=True,
         rescans_container=True,
+        memmap_each_block=True,
+        memmap_force=True,
+        bare_parameters=_BARE_6_12,
         default_online_type=OnlineType.ONLINE,
         counters="6.12",
         action_numbers=_ENUM,

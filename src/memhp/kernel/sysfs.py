@@ -1,8 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
 Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages and memory_failure; and everything outside the five directories that is not mounted
-here: the firmware's memory devices, modules and what they have in debugfs.
+of a node's directory compact, hugepages and memory_failure; and everything outside these directories that is not mounted
+here: the firmware's memory devices and map, modules and what they have in debugfs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memhp.abi.paths import BUS, MEMORY, MODULE, NODE, PROC
+from memhp.abi.paths import BUS, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.acpi_files import firmware_node_of
 from memhp.kernel.attributes import (
@@ -27,10 +27,12 @@ from memhp.kernel.attributes import (
     PROC_FILES,
     Attribute,
     Directory,
+    memmap_files,
     power_files,
     uevent_of,
 )
 from memhp.kernel.blocks import MemoryBlock
+from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
 
@@ -164,14 +166,14 @@ class SysfsTree:
         maker = _FIXED.get(here) or self._mounted.get(here)
         if maker is not None:
             return maker(machine)
-        if place and place[-1] == "power":
-            return Directory(None, power_files(here), dict)
-        if place and place[-1] == "x86":
-            return Directory(None, {}, dict)
+        if place and place[-1] in {"power", "x86"}:
+            return Directory(None, power_files(here) if place[-1] == "power" else {}, dict)
         if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
             return _block_directory(machine, block)
         if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
             return _node_directory(node)
+        if here.startswith(f"{FIRMWARE_MEMMAP}/") and (entry := _entry_named(machine, place[-1])) is not None:
+            return Directory(None, memmap_files(entry), dict)
         above = f"{here.rstrip('/')}/"
         places = (*_FIXED, *self._mounted)
         below = sorted({place.removeprefix(above).split("/")[0] for place in places if place.startswith(above)})
@@ -303,6 +305,14 @@ def _bus_devices(machine: Machine) -> Directory:
     return Directory(None, {}, dict, links)
 
 
+def _entry_named(machine: Machine, name: str) -> FirmwareEntry | None:
+    return machine.firmware_map.find(int(name)) if re.fullmatch(r"0|[1-9]\d*", name) else None
+
+
+def _memmap_directory(machine: Machine) -> Directory:
+    return Directory(None, {}, lambda: dict.fromkeys(str(entry.number) for entry in machine.firmware_map))
+
+
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
 _FIXED: dict[str, Callable[[Machine], Directory]] = {
@@ -316,4 +326,5 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
         None, {"uevent": uevent_of("/module/memory_hotplug", "module")}, lambda: {"parameters": None}
     ),
     f"{MODULE}/parameters": lambda machine: Directory(None, PARAMETER_FILES, dict),
+    FIRMWARE_MEMMAP: _memmap_directory,
 }

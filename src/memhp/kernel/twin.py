@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from memhp.abi.formats import parse_hex
-from memhp.abi.paths import MEMORY, NODE, PARAMETERS
+from memhp.abi.formats import parse_hex, parse_uint
+from memhp.abi.paths import FIRMWARE_MEMMAP, MEMORY, NODE, PARAMETERS
 from memhp.abi.tree import Tree
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState
@@ -61,6 +61,7 @@ def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
         room_start=begin,
         room_size=(1 << 46) - begin,
         cpu_ids={nid: _cpus_of(tree, nid) for nid in possible},
+        firmware=_firmware_of_tree(tree),
     )
 
 
@@ -176,8 +177,20 @@ def _parameters_of_tree(tree: Tree, rules: Rules) -> Parameters:
     path = f"{MEMORY}/auto_online_blocks"
     if tree.exists(path):
         parameters.auto_online_blocks = online_type_of(_read(tree, path, _word), path)
-    for name in ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware"):
+    for name in ("online_policy", "auto_movable_ratio", "auto_movable_numa_aware", "memmap_on_memory"):
         path = f"{PARAMETERS}/{name}"
         if tree.exists(path):
-            parameters.set(name, _read(tree, path, _word))
+            parameters.set(name, _read(tree, path, _word), rules)
     return parameters
+
+
+def _firmware_of_tree(tree: Tree) -> tuple[tuple[int, int, str], ...] | None:
+    # Many architectures don't have it, and a container may hide it.
+    if not tree.exists(FIRMWARE_MEMMAP):
+        return None
+    entries = []
+    for name in sorted(filter(str.isdecimal, _list(tree, FIRMWARE_MEMMAP)), key=int):
+        path = f"{FIRMWARE_MEMMAP}/{name}"
+        start, end = (_read(tree, f"{path}/{file}", parse_uint) for file in ("start", "end"))
+        entries.append((start, end, _read(tree, f"{path}/type", _word)))
+    return tuple(entries)

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from memhp.errors import ScenarioError
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction
-from memhp.kernel import NodeSpec
+from memhp.kernel import MhpFlags, NodeSpec
+from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.lab.qemu import Shape
 from memhp.notifier import NOTIFY_OK, notifier_from_errno
 from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_name
@@ -184,6 +185,10 @@ def _check(step: Step, scenario: Scenario, where: _Where) -> None:
 
 
 def _check_add(step: Step, nodes: int, where: _Where) -> None:
+    for name, default in (("name", SYSTEM_RAM), ("flags", MhpFlags.NONE), ("group", "")):
+        if step.arguments[name] != default:
+            expected = f"no {name}: memory comes as a DIMM, and the kernel's driver chooses that"
+            where.refuse(str(step.arguments[name]), step.line, expected, f"steps: add: {name}")
     size, node, at = step.arguments["size"], step.arguments["node"], step.arguments["at"]
     if not size or size % BLOCK or (at or 0) % BLOCK:
         where.refuse(size, step.line, f"whole blocks of {format_size(BLOCK)}, because memory comes as a DIMM", "steps: add")

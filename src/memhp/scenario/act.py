@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, ScenarioError
-from memhp.kernel import Allocation, BlockState, Machine
+from memhp.kernel import Allocation, BlockState, Machine, MhpFlags
 from memhp.scenario.model import Step
 from memhp.scenario.select import BlockView, Selector
-from memhp.units import format_ids
+from memhp.units import PAGE_SHIFT, format_ids
 
 if TYPE_CHECKING:
     from memhp.kernel.acpi import Dimm
@@ -36,10 +36,13 @@ class Actor:
         self._callbacks = callbacks
         self._dimms: dict[str, Dimm] = {}
         self.selector = Selector(self._views, lambda: machine.block_size, file)
+        self._groups: dict[str, int] = {}
         self._verbs: dict[str, Callable[[Step], str | None]] = {
             "plug": self._plug,
             "unplug": self._unplug,
             "add": self._add,
+            "group": self._make_group,
+            "ungroup": self._drop_group,
             "remove": self._remove,
             "online": self._online,
             "offline": self._offline,
@@ -93,9 +96,31 @@ class Actor:
     def _add(self, step: Step) -> str:
         size, at = step.arguments["size"], step.arguments["at"]
         start = self._machine.next_room(size) if at is None else at
-        ids = self._machine.add_memory(step.arguments["node"], start, size)
+        node, flags, group = step.arguments["node"], step.arguments["flags"], step.arguments["group"]
+        if group:
+            node, flags = self._group_named(step, group), flags | MhpFlags.NID_IS_MGID
+        ids = self._machine.add_memory(node, start, size, name=step.arguments["name"], flags=flags)
         self.selector.remember(step, ids)
         return f"memory{format_ids(ids)}"
+
+    def _make_group(self, step: Step) -> None:
+        groups, node = self._machine.groups, step.arguments["node"]
+        name, size, unit = (step.arguments[key] for key in ("name", "size", "unit"))
+        if name in self._groups:
+            raise self.selector.bad(step, name, "a name that no group has")
+        self._groups[name] = (
+            groups.register_dynamic(node, unit >> PAGE_SHIFT) if unit else groups.register_static(node, size >> PAGE_SHIFT)
+        )
+
+    def _drop_group(self, step: Step) -> None:
+        name = step.arguments["name"]
+        self._machine.groups.unregister(self._group_named(step, name))
+        del self._groups[name]
+
+    def _group_named(self, step: Step, name: str) -> int:
+        if name not in self._groups:
+            raise self.selector.bad(step, name, "a group that an earlier step has made")
+        return self._groups[name]
 
     def _remove(self, step: Step) -> None:
         size = self._machine.block_size

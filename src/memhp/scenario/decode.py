@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from memhp.events import MemoryAction
-from memhp.kernel import Machine, OnlineType, PageKind, Rules
+from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
+from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
 from memhp.scenario.model import (
     Allocate,
@@ -28,6 +29,7 @@ from memhp.units import PAGE_SIZE, format_size, parse_ids, parse_size
 
 __all__ = ["load"]
 
+_FLAGS = {str(flag.name).lower(): flag for flag in MhpFlags if flag is not MhpFlags.NID_IS_MGID}
 _RULES = {rules.text: rules for rules in Rules}
 _ACTIONS = tuple(action.name for action in MemoryAction)
 _DESCRIPTION = (
@@ -256,11 +258,39 @@ Decoded = tuple[dict[str, Any], str]
 
 
 def _add(value: Value) -> Decoded:
-    fields = value.fields(("size", "node", "at"), ("size",))
+    fields = value.fields(("size", "node", "at", "name", "flags", "group"), ("size",))
     size = fields["size"].parsed(parse_size)
+    if "group" in fields and "node" in fields:
+        fields["node"].fail("either a node or a group, whose node it is")
+    group = _name(fields["group"]) if "group" in fields else ""
     node = fields["node"].number() if "node" in fields else 0
-    at = fields["at"].parsed(parse_size) if "at" in fields else None
-    return {"size": size, "node": node, "at": at}, f"add {format_size(size)} to node {node}"
+    arguments = {
+        "size": size,
+        "node": node,
+        "at": fields["at"].parsed(parse_size) if "at" in fields else None,
+        "name": fields["name"].text() if "name" in fields else SYSTEM_RAM,
+        "flags": _flags(fields["flags"]) if "flags" in fields else MhpFlags.NONE,
+        "group": group,
+    }
+    return arguments, f"add {format_size(size)} to {f'group {group}' if group else f'node {node}'}"
+
+
+def _flags(value: Value) -> MhpFlags:
+    flags = MhpFlags.NONE
+    for given in value.elements() if value.is_list else [value]:
+        flags |= _FLAGS[given.choice(tuple(_FLAGS))]
+    return flags
+
+
+def _group(value: Value) -> Decoded:
+    fields = value.fields(("name", "node", "size", "unit"), ("name",))
+    if ("size" in fields) == ("unit" in fields):
+        value.fail("either size, the most that it can have, or unit, in which it grows")
+    name, node = _name(fields["name"]), fields["node"].number() if "node" in fields else 0
+    size = fields["size"].parsed(parse_size) if "size" in fields else 0
+    unit = fields["unit"].parsed(parse_size) if "unit" in fields else 0
+    kind = f"static group of {format_size(size)}" if size else f"dynamic group in units of {format_size(unit)}"
+    return {"name": name, "node": node, "size": size, "unit": unit}, f"make {name}, a {kind} on node {node}"
 
 
 def _plug(value: Value) -> Decoded:
@@ -331,6 +361,8 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "plug": _plug,
     "unplug": _named("unplug"),
     "add": _add,
+    "group": _group,
+    "ungroup": _named("ungroup"),
     "remove": _blocks_only("remove"),
     "online": _online,
     "offline": _blocks_only("offline"),
