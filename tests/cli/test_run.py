@@ -353,7 +353,10 @@ def test_a_step_that_cannot_be_played_is_exit_code_2(run: Run) -> None:
     """What only shows while playing is bad input of that line all the same."""
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n- offline: new\n")
     assert ran.code == 2
-    assert ran.err == "memhp: s.yaml:3: offline: 'new' is not valid; expected a name given by an earlier step with `as`, or of a DIMM\n"
+    assert (
+        ran.err
+        == "memhp: s.yaml:3: offline: 'new' is not valid; expected a name given by an earlier step with `as`, or of a DIMM\n"
+    )
 
 
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:

@@ -328,10 +328,10 @@ def _note(value: Value) -> Decoded:
 
 
 _STEPS: dict[str, Callable[[Value], Decoded]] = {
-    "add": _add,
-    "remove": _blocks_only("remove"),
     "plug": _plug,
     "unplug": _named("unplug"),
+    "add": _add,
+    "remove": _blocks_only("remove"),
     "online": _online,
     "offline": _blocks_only("offline"),
     "write": _write,
