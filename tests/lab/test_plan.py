@@ -29,6 +29,7 @@ def test_a_whole_plan(tmp_path: Path) -> None:
 machine:
   nodes: [1GiB, {memory: 512MiB, cpus: 2}]
   room: 4GiB
+  slots: 3
   parameters: {memhp_default_state: online, movable_node: true}
 callbacks:
   guard: {priority: -5, MEM_GOING_OFFLINE: ENOMEM, MEM_GOING_ONLINE: BAD, MEM_ONLINE: OK}
@@ -39,9 +40,9 @@ steps:
     )
 
     assert made == Plan(
-        Shape((NodeSpec(GIB), NodeSpec(GIB // 2, 2)), "memhp_default_state=online movable_node", room=4 * GIB),
+        Shape((NodeSpec(GIB), NodeSpec(GIB // 2, 2)), "memhp_default_state=online movable_node", slots=3, room=4 * GIB),
         Injection("guard", -5, True, (("MEM_ONLINE", 0), ("MEM_GOING_OFFLINE", 12), ("MEM_GOING_ONLINE", 1))),
-        ((10, "trace"), (10, "lockdep")),
+        ((11, "trace"), (11, "lockdep")),
     )
 
 
@@ -68,13 +69,13 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
             4,
             "can inject nothing else",
         ),
-        (MACHINE + "steps:\n  - offline: 1\n  - signal: me\n", 4, "one of the steps add, remove"),
-        (MACHINE + "steps:\n  - allocate: {name: a, pages: 1}\n", 3, "one of the steps add, remove"),
+        (MACHINE + "steps:\n  - offline: 1\n  - signal: me\n", 4, "one of the steps plug, unplug"),
+        (MACHINE + "steps:\n  - allocate: {name: a, pages: 1}\n", 3, "one of the steps plug, unplug"),
         (MACHINE + "steps:\n  - offline: 1\n    thread: admin\n", 3, "one after the other"),
-        (MACHINE + "steps:\n  - add: {size: 1MiB}\n", 3, "whole blocks of 128 MiB"),
-        (MACHINE + "steps:\n  - add: {size: 128MiB, flags: merge_resource}\n", 3, "no flags: memory comes as a DIMM"),
-        (MACHINE + "steps:\n  - add: {size: 128MiB, name: System RAM (x)}\n", 3, "no name: memory comes as a DIMM"),
-        (MACHINE + "steps:\n  - add: {size: 1GiB, node: 2}\n", 3, "a node from 0 to 1"),
+        (MACHINE + "steps:\n  - add: {size: 128MiB}\n", 3, "plug, because a stock kernel is asked to add memory by a DIMM alone"),
+        (MACHINE + "steps:\n  - remove: 1\n", 3, "unplug, because a stock kernel is asked to remove memory by a DIMM alone"),
+        (MACHINE + "callbacks: {a: {}}\nsteps:\n  - unload: notifier-error-inject\n", 4, "no module beside callbacks"),
+        ("machine:\n  nodes: [1GiB]\n  slots: 0\nsteps: []\n", 3, "at least one slot"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:

@@ -42,6 +42,7 @@ def play_model(scenario: Scenario, rules: Rules) -> list[Observed]:
         "nodes": nodes,
         "parameters": shape.parameters,
         "room": shape.room,
+        "slots": shape.slots,
         "physical_bits": _PHYSICAL_BITS,
         "five_level_paging": True,
         "acpi_tables": ACPI_TABLES,

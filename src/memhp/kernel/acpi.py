@@ -174,18 +174,21 @@ class AcpiMemory:
         Raises:
             HotplugError: as :meth:`memhp.Machine.plug_dimm`.
         """
-        possible = self._machine.node_states[NodeState.N_POSSIBLE]
-        if nid not in possible:
-            raise HotplugError(errno.EINVAL, f"node {nid} is not possible on this machine; possible are {format_ids(possible)}")
-        if size < 1 or size % _ALIGNMENT or (start or 0) % _ALIGNMENT:
-            message = f"a DIMM of {size:#x} bytes at {start or 0:#x}: size and address must be multiples of {_ALIGNMENT:#x}"
-            raise HotplugError(errno.EINVAL, message)
+        if size < 1:
+            raise HotplugError(errno.EINVAL, f"a DIMM of {size} bytes")
         with self._slots:
             free = next((device for device in self.devices if device.dimm is None), None)
             if free is None:
                 raise HotplugError(errno.ENOSPC, f"all {len(self.devices)} slots have a DIMM")
             self._check_room(size)
+            if size % _ALIGNMENT or (start or 0) % _ALIGNMENT:
+                message = f"a DIMM of {size:#x} bytes at {start or 0:#x}: size and address must be multiples of {_ALIGNMENT:#x}"
+                raise HotplugError(errno.EINVAL, message)
             place = self._first_fit(size) if start is None else self._check_place(start, size)
+            possible = self._machine.node_states[NodeState.N_POSSIBLE]
+            if nid not in possible:
+                message = f"node {nid} is not possible on this machine; possible are {format_ids(possible)}"
+                raise HotplugError(errno.EINVAL, message)
             free.dimm = Dimm(free, nid, PhysAddr(place), size)
             return free.dimm
 

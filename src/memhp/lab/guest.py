@@ -283,7 +283,16 @@ class Guest:
     def _busybox(self, *words: str) -> None:
         done = self.ask("run", command=["/bin/busybox", *words])
         if done["status"]:
-            raise GuestErrno(errno.EIO, f"{' '.join(words)}: {done['said'].strip()}")
+            said = done["said"].strip()
+            raise GuestErrno(_errno_of(said), f"{' '.join(words)}: {said}")
+
+
+def _errno_of(said: str) -> int:
+    # busybox says errnos in words, and one of them in words of its own.
+    reason = said.rpartition(": ")[2]
+    if reason.startswith("unknown symbol in module"):
+        return errno.ENOENT
+    return next((number for number in errno.errorcode if os.strerror(number) == reason), errno.EIO)
 
 
 def _last_lines(path: Path, count: int) -> list[str]:

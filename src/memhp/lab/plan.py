@@ -8,8 +8,7 @@ from typing import Any, NoReturn
 
 from memhp.errors import ScenarioError
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction
-from memhp.kernel import MhpFlags, NodeSpec
-from memhp.kernel.iomem import SYSTEM_RAM
+from memhp.kernel import NodeSpec
 from memhp.lab.qemu import Shape
 from memhp.notifier import NOTIFY_OK, notifier_from_errno
 from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_name
@@ -26,7 +25,8 @@ ACPI_TABLES = 128 << 10
 
 _LEAST, _MOST = 512 << 20, 16 << 30
 _ROOM = 64 << 30
-_VERBS = ("add", "remove", "online", "offline", "write", "read", "register", "unregister", "note")
+_VERBS = ("plug", "unplug", "online", "offline", "write", "read", "register", "unregister", "load", "unload", "note")
+_INSTEAD = {"add": "plug", "remove": "unplug"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,10 @@ def _shape(scenario: Scenario, where: _Where) -> Shape:
         where.refuse(
             given["block_size"], line, f"{format_size(BLOCK)}, as the kernel chooses it for a guest", "machine: block_size"
         )
-    return Shape(_nodes(given, where), _parameters(given.get("parameters", "")), room=_room(given, where))
+    slots = {"slots": given["slots"]} if "slots" in given else {}
+    if slots == {"slots": 0}:
+        where.refuse(0, where.line("machine", "slots"), "at least one slot for a guest", "machine: slots")
+    return Shape(_nodes(given, where), _parameters(given.get("parameters", "")), room=_room(given, where), **slots)
 
 
 def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
@@ -176,24 +179,16 @@ def _error(spec: CallbackSpec, action: MemoryAction, reaction: Reaction, where: 
 
 
 def _check(step: Step, scenario: Scenario, where: _Where) -> None:
+    if step.verb in _INSTEAD:
+        expected = f"{_INSTEAD[step.verb]}, because a stock kernel is asked to {step.verb} memory by a DIMM alone"
+        where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
+    if step.verb in {"load", "unload"} and scenario.callbacks:
+        expected = "no module beside callbacks, which the same module stands for"
+        where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
     if step.verb not in _VERBS:
         where.refuse(step.verb, step.line, f"one of the steps {', '.join(_VERBS)} for a real kernel", f"steps: {step.shown}")
     if step.thread:
         where.refuse(step.thread, step.line, "no thread: the steps of a guest come one after the other", f"steps: {step.shown}")
-    if step.verb == "add":
-        _check_add(step, len(scenario.machine.description["nodes"]), where)
-
-
-def _check_add(step: Step, nodes: int, where: _Where) -> None:
-    for name, default in (("name", SYSTEM_RAM), ("flags", MhpFlags.NONE), ("group", "")):
-        if step.arguments[name] != default:
-            expected = f"no {name}: memory comes as a DIMM, and the kernel's driver chooses that"
-            where.refuse(str(step.arguments[name]), step.line, expected, f"steps: add: {name}")
-    size, node, at = step.arguments["size"], step.arguments["node"], step.arguments["at"]
-    if not size or size % BLOCK or (at or 0) % BLOCK:
-        where.refuse(size, step.line, f"whole blocks of {format_size(BLOCK)}, because memory comes as a DIMM", "steps: add")
-    if not 0 <= node < nodes:
-        where.refuse(node, step.line, f"a node from 0 to {nodes - 1}, as the guest is built with", "steps: add: node")
 
 
 def _unseen(scenario: Scenario) -> list[tuple[int, str]]:

@@ -28,8 +28,8 @@ Event = dict[str, Any]
 Block = dict[str, Any]
 
 _ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
-_OF_THE_LAB = re.compile(r"/devices/system/container/|/module/(memory_)?notifier_error_inject$")
-"""Devices whose uevents come of DIMMs and of injected errors, not of what a scenario says: shown, and not compared."""
+_INJECTORS = re.compile(r"/module/(memory_)?notifier_error_inject$")
+"""Their uevents, where they stand for a callback, are not of what a scenario says: shown, and not compared."""
 _QUIET = 0.3
 """Seconds without a uevent after which a DIMM is dealt with: the kernel does that in a thread of its own."""
 
@@ -82,15 +82,18 @@ class LabPlayer:
         self._probes.check(kernel.version)
         self._selector = Selector(self._views, lambda: self._block_size, scenario.file)
         self._dimms: dict[str, tuple[int, ...]] = {}
-        self._plugged = 0
+        self._gone: set[str] = set()
+        self._for_callbacks = False
         self._uevents: list[str] = []
         self._all_uevents: list[str] = []
         self._calls = self._steps = 0
         self.failures = 0
         """How many expectations did not hold."""
         self._verbs: dict[str, Callable[[Step], str]] = {
-            "add": self._add,
-            "remove": self._remove,
+            "plug": self._plug,
+            "unplug": self._unplug,
+            "load": self._load,
+            "unload": self._unload,
             "online": self._online,
             "offline": self._offline,
             "write": self._write,
@@ -189,7 +192,9 @@ class LabPlayer:
             return errno_name(error.errno) if error.errno else type(error).__name__, str(error), ""
 
     def _say_heard(self, step: Step) -> None:
-        heard = self._guest.ask("end", quiet=_QUIET if step.verb in {"add", "remove"} else 0.0)
+        self._for_callbacks = step.verb in {"register", "unregister"}
+        slow = step.verb in {"plug", "unplug"} or _ejects(step)
+        heard = self._guest.ask("end", quiet=_QUIET if slow else 0.0)
         waiting = [uevent for uevent in map(_decode, heard["uevents"]) if uevent is not None]
         for entry in read_trace(heard["trace"], self._probes.rules):
             if isinstance(entry, ChainCall):
@@ -208,7 +213,7 @@ class LabPlayer:
                 return
 
     def _say_uevent(self, uevent: Uevent) -> None:
-        if not _OF_THE_LAB.match(uevent.devpath):
+        if not (self._for_callbacks and _INJECTORS.match(uevent.devpath)):
             self._uevents.append(str(uevent))
             self._all_uevents.append(str(uevent))
         self._emit("uevent", action=uevent.action, devpath=uevent.devpath, subsystem=uevent.subsystem, seqnum=uevent.seqnum)
@@ -238,25 +243,39 @@ class LabPlayer:
 
     # -- the verbs
 
-    def _add(self, step: Step) -> str:
-        name = f"dimm{self._plugged}"
-        self._plugged += 1
+    def _plug(self, step: Step) -> str:
+        name, size, node, at = (step.arguments[key] for key in ("name", "size", "node", "at"))
+        if name in self._dimms:
+            raise GuestErrno(errno.EEXIST, f"{name} is plugged in")
         before = {block["id"] for block in self._blocks()}
-        self._guest.monitor.plug(name, step.arguments["size"], step.arguments["node"], step.arguments["at"], self._patience)
-        ids = tuple(block["id"] for block in self._blocks() if block["id"] not in before)
-        self._dimms[name] = ids
+        self._guest.monitor.plug(name, size, node, at, self._patience)
+        ids = self._dimms[name] = tuple(block["id"] for block in self._blocks() if block["id"] not in before)
+        self._selector.name(name, ids)
         self._selector.remember(step, ids)
-        return f"memory{format_ids(ids)}"
+        return f"memory{format_ids(ids)}" if ids else "no memory block"
 
-    def _remove(self, step: Step) -> str:
-        chosen = set(self._selector.choose(step, step.arguments["blocks"], "offline"))
-        dimms = [name for name, ids in self._dimms.items() if chosen & set(ids)]
-        whole = {number for name in dimms for number in self._dimms[name]}
-        if not dimms or whole != chosen:
-            raise self._selector.bad(step, step.shown, "the blocks of whole DIMMs, which steps `add` of this scenario plugged in")
-        for name in dimms:
-            self._guest.monitor.unplug(name, self._patience)
+    def _unplug(self, step: Step) -> str:
+        name = step.arguments["name"]
+        if name in self._gone and name not in self._dimms:
+            raise GuestErrno(errno.ENODEV, f"{name} is not plugged in")
+        if name not in self._dimms:
+            raise self._selector.bad(step, name, "the name of a DIMM that an earlier step plugged in")
+        self._guest.monitor.unplug(name, self._patience)
+        self._left(name)
+        return ""
+
+    def _left(self, name: str | None) -> None:
+        if name is not None:
             del self._dimms[name]
+            self._gone.add(name)
+
+    def _load(self, step: Step) -> str:
+        parameters = step.arguments["parameters"]
+        self._guest.insmod(step.arguments["module"], *(f"{name}={value}" for name, value in parameters.items()))
+        return ""
+
+    def _unload(self, step: Step) -> str:
+        self._guest.rmmod(step.arguments["module"])
         return ""
 
     def _online(self, step: Step) -> str:
@@ -279,7 +298,12 @@ class LabPlayer:
         return f"memory{format_ids(chosen)}"
 
     def _write(self, step: Step) -> str:
-        self._guest.write(self._selector.path(step.arguments["file"]), step.arguments["text"])
+        path = self._selector.path(step.arguments["file"])
+        if _ejects(step):
+            self._guest.monitor.forget()
+        self._guest.write(path, step.arguments["text"])
+        if _ejects(step):
+            self._left(self._guest.monitor.ejected(self._patience))
         return ""
 
     def _read(self, step: Step) -> str:
@@ -344,6 +368,11 @@ class LabPlayer:
 
     def _emit(self, event: str, /, **fields: Any) -> None:
         self._sink({"event": event, **fields})
+
+
+def _ejects(step: Step) -> bool:
+    # A write to `eject` is answered before the kernel has done it, if at all; nothing follows one of no bytes.
+    return step.verb == "write" and step.arguments["file"].endswith("/eject") and step.arguments["text"] != ""
 
 
 def _zones(block: Block) -> list[str]:

@@ -21,6 +21,20 @@ T = TypeVar("T")
 _OST_PENDING = 0x84
 _OST_ERRNOS = {0x80: errno.EPERM, 0x82: errno.EBUSY}
 """What the kernel's errors become as status (drivers/acpi/scan.c: ``acpi_device_hotplug``); every other one is 1."""
+_OSPM_EJECT = 0x103
+_REFUSALS = (
+    ("no free slots", errno.ENOSPC),
+    ("not enough space", errno.ENOSPC),
+    ("could not find position", errno.ENOSPC),
+    ("cannot set up guest memory", errno.ENOSPC),
+    ("conflicts with memory device", errno.EEXIST),
+    ("must be aligned", errno.EINVAL),
+    ("must be multiple", errno.EINVAL),
+    ("doesn't take value", errno.EINVAL),
+    ("usable range for memory devices", errno.EINVAL),
+    ("exceeds the number of numa nodes", errno.EINVAL),
+)
+"""What QEMU says when it does not take a DIMM, as the errno that the model has for it."""
 _ANSWER = 30.0
 _EVENTS = ("ACPI_DEVICE_OST", "DEVICE_DELETED", "MEM_UNPLUG_ERROR")
 
@@ -65,7 +79,8 @@ class Monitor:
         try:
             return self._do(self._client.execute(command, arguments), _ANSWER)
         except ExecuteError as error:
-            raise DimmRefused(f"QEMU refuses {command}: {error}") from error
+            number = next((number for text, number in _REFUSALS if text in str(error)), 0)
+            raise DimmRefused(f"QEMU refuses {command}: {error}", number) from error
         except (OSError, EOFError, QMPError, TimeoutError) as error:
             raise GuestFailed(f"QEMU does not answer to {command}: {error!r}") from error
 
@@ -107,6 +122,29 @@ class Monitor:
         """Give the names of the DIMMs that are plugged in."""
         devices = cast("list[dict[str, Any]]", self.execute("query-memory-devices"))
         return [device["data"]["id"] for device in devices if device["type"] == "dimm"]
+
+    def forget(self) -> None:
+        """Forget what was reported so far."""
+        self._events.clear()
+
+    def ejected(self, seconds: float) -> str | None:
+        """Wait until the guest's kernel has done what was written to ``eject``; gives the DIMM that left, if it did.
+
+        Raises:
+            GuestFailed: nobody answers.
+        """
+        left: list[str] = []
+
+        def ended(event: dict[str, Any]) -> int | None:
+            if event["event"] == "DEVICE_DELETED" and "device" in event["data"]:
+                left.append(event["data"]["device"])
+            status = _status(event)
+            return None if status is None or event["data"]["info"]["source"] != _OSPM_EJECT else status
+
+        self._wait(ended, seconds, "the ejection that the guest asked for")
+        for name in left:
+            self.execute("object-del", id=f"mem-{name}")
+        return left[0] if left else None
 
     def _wait(self, wanted: Callable[[dict[str, Any]], int | None], seconds: float, what: str) -> int:
         async def listen() -> int:
