@@ -14,14 +14,15 @@ from typing import Any
 
 import memhp.conform
 from memhp.cli.lab import NO_LAB, ended_by_sigterm
-from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED
+from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED, without_log
 from memhp.conform.compare import Difference, differences
-from memhp.conform.generate import Generated, generate, write_scenario
+from memhp.conform.generate import SHAPES, Generated, generate, write_scenario
 from memhp.conform.play import RealKernel, play_model
 from memhp.conform.recording import Recording, fingerprint
 from memhp.conform.shrink import shrink
 from memhp.errors import InvalidInput, LabError, ScenarioError
 from memhp.lab import kernels
+from memhp.lab.plan import make_plan
 from memhp.lab.probes import PROBES
 from memhp.scenario import load
 
@@ -59,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Compare; gives the exit code."""
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), without_log():
             _check(options)
             return _Run(options).run()
     except InvalidInput as error:
@@ -134,8 +135,9 @@ class _Run:
             self._say(series, file.stem, len(recording.steps) - 1, found, f"recorded {recording.version}")
 
     def _live(self, real: RealKernel) -> None:
-        for file in self._files():
-            scenario = load(file)
+        scenarios = [(file, load(file)) for file in self._files()]
+        # Those of one machine together, so that they can share a guest.
+        for file, scenario in sorted(scenarios, key=lambda pair: str(make_plan(pair[1]).shape.parameters)):
             began = time.monotonic()
             recording = real.record(scenario)
             seconds = time.monotonic() - began
@@ -160,7 +162,9 @@ class _Run:
 
     def _generated(self, real: RealKernel) -> None:
         with tempfile.TemporaryDirectory(prefix="memhp-conform-") as directory:
-            for seed in range(self.options.seed, self.options.seed + self.options.generate):
+            seeds = range(self.options.seed, self.options.seed + self.options.generate)
+            # Those of one machine together, so that they can share a guest.
+            for seed in sorted(seeds, key=lambda seed: (seed % len(SHAPES), seed)):
                 made = generate(seed, self.options.steps)
                 began = time.monotonic()
                 found = self._compare(real, made.text(), Path(directory) / f"seed-{seed}.yaml")

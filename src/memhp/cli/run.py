@@ -18,7 +18,7 @@ from memhp.kernel import Rules
 from memhp.scenario import Player, load
 from memhp.units import format_size
 
-__all__ = ["BAD_INPUT", "FAILED", "HELD", "INTERRUPTED", "Text", "configure", "main", "make_sink"]
+__all__ = ["BAD_INPUT", "FAILED", "HELD", "INTERRUPTED", "Text", "configure", "main", "make_sink", "without_log"]
 
 Event = dict[str, Any]
 
@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
         chosen = None if options.rules is None else _rules(options.rules)
         _make_printable()
         sink = make_sink(as_json=options.json, quiet=options.quiet)
-        with _without_log():
+        with without_log():
             failures = Player(load(options.file), sink, rules=chosen).play()
             sys.stdout.flush()
     except InvalidInput as error:
@@ -93,8 +93,8 @@ def make_sink(*, as_json: bool, quiet: bool) -> Callable[[Event], None]:
 
 
 @contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    # What callbacks raise is an event of the run; the library's log would say it a second time.
+def without_log() -> Iterator[None]:
+    """Keep the library's log silent: what callbacks raise is an event of the run, and would be said a second time."""
     log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
     before = log.propagate
     log.addHandler(nowhere)

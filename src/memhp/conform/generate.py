@@ -20,6 +20,7 @@ import yaml
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
 from memhp.kernel.acpi import Dimm
+from memhp.units import PAGE_SHIFT
 
 __all__ = ["SHAPES", "Generated", "generate", "write_scenario"]
 
@@ -32,22 +33,32 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline"}},
     {"nodes": ["512MiB", "128MiB", 0], "parameters": {"memhp_default_state": "offline"}},
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline", "movable_node": True}},
+    {
+        "nodes": ["512MiB", 0],
+        "parameters": {
+            "memhp_default_state": "online",
+            "memory_hotplug.online_policy": "auto-movable",
+            "memory_hotplug.auto_movable_numa_aware": "N",
+        },
+    },
+    {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline", "memory_hotplug.memmap_on_memory": "Y"}},
 )
-"""The machines of generated scenarios: one or two nodes without memory in the beginning, or with."""
+"""The machines of generated scenarios."""
 
 _TYPES = ("online", "online_kernel", "online_movable")
 _BAD_WORDS = ("bogus", "ONLINE", " online", "online ", "online\n\n", "going-offline", "1", "on", "offline x", "online\0junk")
 _BOOLEANS = ("1", "0", "y", "n", "on", "off", "Yes", "no", "true", "False", "2", "x", "o", " 1", "1junk", "\n")
 _POLICY_WRITES = (
-    ("online_policy", ("contig-zones", "contig-zones\n", "bogus", "contig", "")),
-    ("auto_movable_ratio", ("301", "0x10", "010", "0", "-1", "7.5", "4294967295", "4294967296", "text")),
-    ("auto_movable_numa_aware", ("Y", "N", "foo", "1", "0", "off", "x", "o")),
+    ("online_policy", ("contig-zones", "contig-zones\n", "auto-movable", "auto-movable", "auto-movable\n", "bogus", "")),
+    ("auto_movable_ratio", ("301", "25", "50", "100", "0x10", "010", "0", "-1", "7.5", "4294967295", "4294967296", "text")),
+    ("auto_movable_numa_aware", ("Y", "N", "N", "foo", "1", "0", "off", "x", "o")),
 )
 _ERRORS = ("-12", "-16", "-1", "-4095", "-5000", "0", "0", "12", "-0x10", "text", "-28\n")
 _INJECTOR = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 _MODULES = ("notifier-error-inject", "memory-notifier-error-inject")
 _READS = ("state", "online", "valid_zones", "removable", "phys_index", "phys_device", "uevent", "bogus")
 _MASKS = ("possible", "online", "has_memory", "has_normal_memory", "has_cpu")
+_HARD_OFFLINES = ("{page}", "{page}", "{page}", "0x700000000", "-1", "text")
 _UEVENTS = ("change", "add", "online", "bogus", "change ", "CHANGE", "change 0")
 
 
@@ -107,6 +118,7 @@ class _Generator:
             (1, self._unload),
             (4, self._error),
             (1, self._uevent),
+            (1, self._poison),
         )
 
     def make(self, count: int) -> Generated:
@@ -228,6 +240,13 @@ class _Generator:
 
     def _uevent(self) -> dict[str, Any]:
         return self._write(f"memory{self._some_block().id}/uevent", self.random.choice(_UEVENTS))
+
+    def _poison(self) -> dict[str, Any] | None:
+        block = self._some_block()
+        if block.id < _FIRST_DIMM_BLOCK:
+            return None
+        page = block.start_pfn + self.random.choice((0x1000, 0x1001, 0x7FFF))
+        return self._write("hard_offline_page", self.random.choice(_HARD_OFFLINES).format(page=hex(page << PAGE_SHIFT)))
 
 
 def _is_kernels(block: MemoryBlock) -> bool:
