@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memhp.conform.compare import differences
+from memhp.conform.observation import observe
 from memhp.conform.play import RealKernel, play_model
 from memhp.lab import kernels
-from memhp.scenario import load
+from memhp.scenario import Player, load
 
 pytestmark = pytest.mark.qemu
 
@@ -100,6 +102,27 @@ steps:
 """.replace("EJECT", "/sys/bus/acpi/devices/PNP0C80:00/eject").replace("ENABLED", "/sys/firmware/acpi/hotplug/memory/enabled")
 
 
+ROLLBACK = """
+steps:
+  - plug: {name: a, size: 256MiB, node: 0}
+  - online: 32
+  HELD
+  - online: {blocks: 33, type: online_movable}
+  - write: {file: memory33/state, text: online_movable}
+  - unplug: a
+  - read: memory33/valid_zones
+  - unplug: a
+  - read: memory33/valid_zones
+"""
+HELD = "- allocate: {name: slab, pages: 1, kind: unmovable, blocks: 32}"
+HELD_THERE = '- write: {file: /sys/kernel/tracing/buffer_size_kb, text: "4096"}'
+"""Pages that can't move: a larger trace buffer is from node 0, and there from ZONE_NORMAL first, all of which is this block."""
+
+GUEST = MACHINE.replace("nodes:", "physical_bits: 40, five_level_paging: true, acpi_tables: 128KiB, nodes:").replace(
+    "[1GiB,", "[{memory: 1GiB, cpus: 1},"
+)
+
+
 @pytest.fixture(scope="module", params=tuple(kernels.SERIES))
 def kernel(request: pytest.FixtureRequest) -> Iterator[RealKernel]:
     """A real kernel, which plays one scenario after the other in one guest."""
@@ -115,3 +138,17 @@ def test_the_model_does_what_the_kernel_does(steps: str, kernel: RealKernel, tmp
     scenario = load(tmp_path / "dimms.yaml")
     found = differences(play_model(scenario, kernel.rules), kernel.record(scenario).steps)
     assert [str(difference) for difference in found] == []
+
+
+@pytest.mark.fact("10.3", "3.3", "3.42")
+def test_a_rollback_obeys_a_type_that_was_left_and_else_forgets_the_zone(kernel: RealKernel, tmp_path: Path) -> None:
+    """Block 32 has a page that can't move. Block 33 comes back Movable as long as a refused write asks for it, then Normal."""
+    (tmp_path / "kernel.yaml").write_text(MACHINE + ROLLBACK.replace("HELD", HELD_THERE))
+    (tmp_path / "model.yaml").write_text(GUEST + ROLLBACK.replace("HELD", HELD))
+    events: list[dict[str, Any]] = []
+    Player(load(tmp_path / "model.yaml"), events.append, rules=kernel.rules, watch=True).play()
+    model, real = observe(events), list(kernel.record(load(tmp_path / "kernel.yaml")).steps)
+    assert real[3].result == "ok"
+    del model[3], real[3]
+    assert [step.text for step in real if step.shown.startswith("read")] == ["Movable", "Normal"]
+    assert [str(difference) for difference in differences(model, real)] == []
