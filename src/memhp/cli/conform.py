@@ -123,8 +123,7 @@ class _Run:
             path = _recording_path(file, series)
             scenario = load(file)
             if not path.exists():
-                self.unrecorded += 1
-                self._say(series, file.stem, 0, [], f"no recording at {path}; record it with --live")
+                self._say_unrecorded(series, file, path)
                 continue
             recording = Recording.load(path)
             if recording.scenario != fingerprint(file):
@@ -210,6 +209,13 @@ class _Run:
         for difference in drift:
             print(f"  recorded (model) against now (real): {difference}")
 
+    def _say_unrecorded(self, series: str, file: Path, path: Path) -> None:
+        self.unrecorded += 1
+        if self.options.json:
+            print(json.dumps({"kernel": series, "scenario": file.stem, "steps": None, "how": "not recorded"}), flush=True)
+        else:
+            print(f"missing {series:<5} {file.stem:<36} no recording at {path}; make one with --live", flush=True)
+
     def _say_boots(self, series: str, boots: int, seconds: float) -> None:
         if boots:
             self._print(f"        {series:<5} {boots} boots, {seconds / boots:.1f} s each")
@@ -228,7 +234,9 @@ class _Run:
         else:
             print(
                 f"{self.scenarios} scenarios played on {' and '.join(self.series)}, {self.steps} steps in {seconds:.0f} s: "
-                f"{self.found} differences" + (f", {self.drifted} recordings drifted" if self.drifted else "")
+                f"{self.found} differences"
+                + (f", {self.drifted} recordings drifted" if self.drifted else "")
+                + (f"; {self.unrecorded} not recorded" if self.unrecorded else "")
             )
         if self.found or self.drifted:
             return FAILED
