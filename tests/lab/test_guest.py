@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from cpio_reader import unpack
 from memhp.errors import GuestFailed, LabError, LabMissing
 from memhp.kernel import NodeSpec
+from memhp.lab import running
 from memhp.lab.guest import Guest, missing_tools
 from memhp.lab.image import INJECTORS, initramfs
 from memhp.lab.kernels import Kernel, kernel_of
@@ -24,7 +26,7 @@ SHAPE = Shape((NodeSpec(1 << 30),))
 PANICS = (
     """for word; do case $word in file:*) echo 'Kernel panic - not syncing: no init' > "${word#file:}";; esac; done; exit 0"""
 )
-HANGS = "echo $$ > $PIDFILE; exec sleep 600"
+HANGS = "exec 9> $ALIVE; echo up >&9; exec sleep 600"
 
 
 @pytest.fixture
@@ -32,6 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with something of everything that a guest's root is made of."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "tmp").mkdir()
     root = tmp_path / "cache" / "memhp"
@@ -59,7 +62,29 @@ def play_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PIDFILE", str(tmp_path / "pid"))
+
+
+@pytest.fixture
+def alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A pipe that the QEMU which hangs holds open as long as it lives, and into which it says that it is up."""
+    os.mkfifo(tmp_path / "alive")
+    monkeypatch.setenv("ALIVE", str(tmp_path / "alive"))
+    reading = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    yield reading
+    os.close(reading)
+
+
+def gone(alive: int) -> bool:
+    """Wait for the end of whoever holds the pipe open."""
+    while select.select([alive], [], [], 10)[0]:
+        if not os.read(alive, 100):
+            return True
+    return False
+
+
+def left(tmp_path: Path) -> list[str]:
+    """List what guests left: files in the temporary directory, and directories of guests."""
+    return sorted(path.name for place in (tmp_path / "tmp", tmp_path / "cache/memhp/run") for path in place.iterdir())
 
 
 def test_the_root_has_what_the_agent_needs(kernel: Kernel, cache: Path) -> None:
@@ -91,7 +116,7 @@ def test_a_panic_is_an_error_with_the_console(
 
     assert str(failed.value) == ("the guest's kernel panicked; its console ended with\n  | Kernel panic - not syncing: no init")
     assert failed.value.console == ("Kernel panic - not syncing: no init",)
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert left(tmp_path) == [".lock"]
 
 
 def test_what_qemu_says_is_in_the_error(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,47 +126,43 @@ def test_what_qemu_says_is_in_the_error(kernel: Kernel, tmp_path: Path, monkeypa
         pass
 
 
-def test_a_guest_that_hangs_is_killed(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_hangs_is_killed(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: int) -> None:
     """After the time that was given; neither its process nor its files are left."""
     play_qemu(tmp_path, monkeypatch, HANGS)
-    with pytest.raises(GuestFailed, match="QEMU does not start"), Guest(kernel, SHAPE, patience=0.5):
+    with pytest.raises(GuestFailed, match="QEMU does not start"), Guest(kernel, SHAPE, patience=2):
         pass
-    assert gone(tmp_path / "pid")
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert gone(alive)
+    assert left(tmp_path) == [".lock"]
 
 
-def gone(pidfile: Path) -> bool:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            os.kill(int(pidfile.read_text()), 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -9)]
+)
 def test_a_command_that_is_interrupted_leaves_no_guest(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: int, number: signal.Signals, code: int
 ) -> None:
-    """Ctrl-C and SIGTERM end the guest and remove its files; after SIGKILL the kernel ends the guest."""
+    """Ctrl-C and SIGTERM end the guest and remove its files; after SIGKILL the kernel ends it, and the next command cleans up."""
     play_qemu(tmp_path, monkeypatch, HANGS)
     scenario = tmp_path / "demo.yaml"
     scenario.write_text("machine: {nodes: [1GiB]}\nsteps: [{offline: 1}]\n")
     command = [sys.executable, "-m", "memhp.cli", "lab", "run", str(scenario), "--kernel", "6.1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    ends = os.pidfd_open(process.pid)
+    ready = select.select([alive, ends], [], [], 60)[0]
+    os.close(ends)
+    assert ready == [alive], process.communicate()
+    assert os.read(alive, 100) == b"up\n"
     process.send_signal(number)
 
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
-    assert gone(tmp_path / "pid")
-    if number is not signal.SIGKILL:
+    assert gone(alive)
+    if number is signal.SIGKILL:
+        assert left(tmp_path) == [".lock", "linux-6.1"]
+        assert running.guests() == []
+    else:
         assert said == "memhp: interrupted\n"
-        assert list((tmp_path / "tmp").iterdir()) == []
+    assert left(tmp_path) == [".lock"]
 
 
 def test_without_qemu_nothing_is_begun(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_kernel_is_unpacked_into_the_cache(tmp_path: Path) -> None:
     assert userland(tmp_path) == tmp_path / "guest"
     assert set(userland_packages(tmp_path)) == {
         *("busybox-static", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib"),
-        *("libc6", "libexpat1", "zlib1g"),
+        *("libc6", "libexpat1", "zlib1g", "bash", "util-linux", "libsmartcols1"),
     }
 
 

@@ -30,7 +30,8 @@ def test_a_whole_command_line() -> None:
         *("-numa", "node,nodeid=1"),
         *("-kernel", "/k/vmlinuz", "-initrd", "/t/root.cpio"),
         *("-append", "console=ttyS0 loglevel=4 panic=-1 nokaslr memhp_default_state=offline"),
-        *("-serial", "file:/t/console", "-serial", "unix:/t/agent", "-qmp", "unix:/t/qmp,server=on,wait=off"),
+        *("-serial", "file:/t/console", "-serial", "unix:/t/agent"),
+        *("-qmp", "unix:/t/qmp,server=on,wait=off", "-qmp", "unix:/t/control,server=on,wait=off"),
     ]
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from memhp.cli.lab_options import KERNEL, add_guest_commands
 from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED, make_sink
-from memhp.errors import InvalidInput, LabError
+from memhp.errors import InvalidInput, LabError, LabMissing
 from memhp.lab import kernels
 from memhp.lab.play import LabPlayer
+from memhp.lab.probes import PROBES
 from memhp.scenario import load
 
 __all__ = ["NO_LAB", "configure", "ended_by_sigterm", "main"]
@@ -38,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "directory. Nothing is installed.",
     )
     fetch.add_argument("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; may be repeated; default: both")
+    fetch.add_argument("--selftest", action="store_true", help="also the kernel's own selftest, out of a package of 130 MB")
     listing = commands.add_parser("kernels", help="list the kernels that are here, with their exact versions")
     listing.add_argument("--json", action="store_true", help="print a JSON list")
     run = commands.add_parser(
@@ -47,20 +50,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "What has no meaning there is refused before it boots.",
     )
     run.add_argument("file", metavar="FILE", help="the scenario (docs/scenarios.md says how to write one)")
-    run.add_argument("--kernel", required=True, metavar="SERIES", help="6.1 or 6.12")
+    run.add_argument("--kernel", required=True, metavar="KERNEL", help=f"{KERNEL}, of such a series")
     run.add_argument("--json", action="store_true", help="print events as JSON lines (docs/run-json.md)")
     run.add_argument("--quiet", action="store_true", help="print only what did not hold")
     run.add_argument("--record", metavar="RECORDING", help="write the events to this file too, as JSON lines")
     run.add_argument(
         "--patience", type=float, default=60.0, metavar="SECONDS", help="how long the boot, or one request, may take; default: 60"
     )
+    add_guest_commands(commands)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run one of the commands of the lab; gives the exit code."""
     try:
         with ended_by_sigterm():
-            return _COMMANDS[options.lab](options)
+            return _command(options.lab)(options)
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -75,22 +79,34 @@ def main(options: argparse.Namespace) -> int:
         return INTERRUPTED
 
 
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    if name in _COMMANDS:
+        return _COMMANDS[name]
+    missing = _missing_for_a_guest()
+    if missing:
+        raise LabMissing(missing, "")
+    from memhp.cli.lab_guests import COMMANDS  # noqa: PLC0415 - its library is an extra
+
+    return COMMANDS[name]
+
+
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that the guest ends with it."""
+    """Let SIGTERM, and the end of the terminal, end the command as Ctrl-C does, so that the guest ends with it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    kernels.fetch(options.kernel or tuple(kernels.SERIES), print)
+    kernels.fetch(options.kernel or tuple(kernels.SERIES), print, selftest=options.selftest)
     missing = _missing_for_a_guest()
     if missing:
         print(f"To boot them, there is still missing: {', '.join(missing)}")
@@ -126,8 +142,18 @@ def _run(options: argparse.Namespace) -> int:
             show(event)
 
         scenario = load(options.file)
-        player = LabPlayer(scenario, kernels.kernel_of(options.kernel), sink, patience=options.patience)
+        player = LabPlayer(scenario, _playable(options.kernel), sink, patience=options.patience)
         return FAILED if player.play() else HELD
+
+
+def _playable(word: str) -> kernels.Kernel:
+    kernel = kernels.find_kernel(word)
+    if kernel.series not in PROBES:
+        message = (
+            f"{word} is Linux {kernel.release}, and where its notifier chain can be heard is known only of {' and '.join(PROBES)}"
+        )
+        raise InvalidInput(word, "--kernel", f"another kernel: {message}; memhp lab boot boots any")
+    return kernel
 
 
 @contextlib.contextmanager

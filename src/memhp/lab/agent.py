@@ -32,8 +32,9 @@ _ROOM = 4 << 20
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """Give a message as it goes over the port."""
-    return f"{MARK}{json.dumps(message)}\n".encode()
+    """Give a message as it goes over the port; the mark stands in it once, whatever it carries."""
+    text = json.dumps(message).replace("@", "\\u0040")
+    return f"{MARK}{text}\n".encode()
 
 
 class Agent:
@@ -47,11 +48,14 @@ class Agent:
     def __init__(self, root: str = "/", uevents: socket.socket | None = None) -> None:
         self._root = root
         self._uevents = uevents
+        self.say: Callable[[dict[str, Any]], None] = lambda message: None
+        """Sends a message before the answer."""
         self._does: dict[str, Callable[..., Any]] = {
             "read": self.read,
             "grep": self.grep,
             "write": self.write,
             "run": self.run,
+            "call": self.call,
             "blocks": self.blocks,
             "machine": self.machine,
             "state": self.state,
@@ -64,6 +68,8 @@ class Agent:
         given = dict(request)
         number, verb = given.pop("id"), given.pop("do")
         try:
+            if verb == "call":
+                given["id"] = number
             return {"id": number, "value": self._does[verb](**given)}
         except OSError as error:
             return {"id": number, "errno": error.errno or 0, "message": error.strerror or str(error)}
@@ -102,6 +108,41 @@ class Agent:
         os.close(reading)
         _, status = os.waitpid(process, 0)
         return {"status": os.waitstatus_to_exitcode(status), "said": said.decode(errors="backslashreplace")}
+
+    def call(self, command: list[str], id: int) -> int:  # noqa: A002 - JSON gives it by name
+        """Run a program; what it writes is said as it comes, byte for byte. Gives its exit status.
+
+        What it leaves in the background doesn't hold it up.
+        """
+        reading: dict[int, str] = {}
+        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        for target, name in ((1, "out"), (2, "err")):
+            end, writing = os.pipe()
+            reading[end] = name
+            actions += [(os.POSIX_SPAWN_DUP2, writing, target)]
+        try:
+            process = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setsid=True)
+            self._listen(reading, process, id)
+        finally:
+            for descriptor in [*reading, *(action[1] for action in actions[1:])]:
+                os.close(descriptor)
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    def _listen(self, reading: dict[int, str], process: int, number: int) -> None:
+        # Our copies of the writing ends stay open, so there is no end of file: the end of the process ends it.
+        ended = os.pidfd_open(process)
+        try:
+            over = False
+            while True:
+                ready = select.select([*reading, *([] if over else [ended])], [], [], 0 if over else None)[0]
+                if not ready:
+                    return
+                over = over or ended in ready
+                for descriptor in set(ready) - {ended}:
+                    data = os.read(descriptor, 1 << 12)
+                    self.say({"id": number, "stream": reading[descriptor], "data": data.decode("latin-1")})
+        finally:
+            os.close(ended)
 
     def _text(self, path: str) -> str:
         try:
@@ -157,6 +198,7 @@ class Agent:
 
 def serve(agent: Agent, port: int) -> None:
     """Answer requests from the port until it ends."""
+    agent.say = lambda message: _write_all(port, encode(message))
     rest = b""
     while True:
         got = os.read(port, 1 << 16)

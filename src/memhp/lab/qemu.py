@@ -9,11 +9,30 @@ from pathlib import Path
 from memhp.kernel import NodeSpec
 from memhp.units import format_size
 
-__all__ = ["QEMU", "Shape", "command_line", "cpus_of"]
+__all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of"]
 
 QEMU = "qemu-system-x86_64"
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
 """A panic ends the guest (with -no-reboot) rather than leave it standing."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioMem:
+    """A virtio-mem device: memory of one node whose size the hypervisor asks for, and the guest's driver follows.
+
+    Attributes:
+        node: whose memory it is.
+        size: bytes that it can have.
+        requested: bytes that the guest is asked to take at boot.
+        block: bytes of the smallest part that comes or goes; QEMU's choice, 2 MiB, if 0.
+        name: of the device.
+    """
+
+    node: int
+    size: int
+    requested: int = 0
+    block: int = 0
+    name: str = "vm0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +44,34 @@ class Shape:
         parameters: what is added to the kernel's command line.
         slots: how many DIMMs can be plugged in.
         room: bytes of memory that all of them can have.
+        virtio: virtio-mem devices; their sizes are not part of the room.
     """
 
     nodes: tuple[NodeSpec, ...]
     parameters: str = ""
     slots: int = 16
     room: int = 64 << 30
+    virtio: tuple[VirtioMem, ...] = ()
 
     @property
     def memory(self) -> int:
         """Bytes at boot."""
         return sum(node.memory for node in self.nodes)
 
+    @property
+    def most(self) -> int:
+        """Bytes that it can ever have."""
+        return self.memory + self.room + sum(device.size for device in self.virtio)
+
     def __str__(self) -> str:
-        return " + ".join(format_size(node.memory) for node in self.nodes)
+        return " + ".join([*(format_size(node.memory) for node in self.nodes), *map(_virtio_text, self.virtio)])
 
 
-def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> list[str]:
+def _virtio_text(device: VirtioMem) -> str:
+    return f"virtio-mem {device.name} up to {format_size(device.size)} (node {device.node})"
+
+
+def command_line(shape: Shape, kernel: Path, root: Path, directory: Path, *, terminal: bool = False) -> list[str]:
     """Give QEMU's command line.
 
     Args:
@@ -49,6 +79,7 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> lis
         kernel: vmlinuz.
         root: the initramfs.
         directory: where the sockets and the console's text go.
+        terminal: whether the console is a socket as well as a file.
     """
     cpus = sum(cpus_of(shape))
     return [
@@ -56,12 +87,27 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path) -> lis
         # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
         *("-accel", "tcg", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", str(cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.memory + shape.room >> 20}M"),
+        *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.most >> 20}M"),
         *_numa(shape),
+        *(word for device in shape.virtio for word in _virtio(device)),
         *("-kernel", str(kernel), "-initrd", str(root), "-append", f"{_BOOT} {shape.parameters}".strip()),
-        *("-serial", f"file:{directory / 'console'}", "-serial", f"unix:{directory / 'agent'}"),
-        *("-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"),
+        *(_terminal(directory) if terminal else ("-serial", f"file:{directory / 'console'}")),
+        *("-serial", f"unix:{directory / 'agent'}"),
+        # One for who started it, one for others; QEMU serves one client of each at a time.
+        *(word for name in ("qmp", "control") for word in ("-qmp", f"unix:{directory / name},server=on,wait=off")),
     ]
+
+
+def _terminal(directory: Path) -> tuple[str, ...]:
+    text = f"socket,id=console,path={directory / 'tty'},logfile={directory / 'console'}"
+    return ("-chardev", text, "-serial", "chardev:console")
+
+
+def _virtio(device: VirtioMem) -> list[str]:
+    text = f"virtio-mem-pci,id={device.name},memdev=mem-{device.name},node={device.node},requested-size={device.requested}"
+    if device.block:
+        text += f",block-size={device.block}"
+    return ["-object", f"memory-backend-ram,id=mem-{device.name},size={device.size},reserve=off", "-device", text]
 
 
 def cpus_of(shape: Shape) -> list[int]:

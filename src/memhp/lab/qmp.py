@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
 from memhp.errors import DimmRefused, GuestFailed
 
-__all__ = ["Monitor"]
+__all__ = ["MemoryDevice", "Monitor"]
 
 T = TypeVar("T")
 
@@ -36,7 +39,25 @@ _REFUSALS = (
 )
 """What QEMU says when it does not take a DIMM, as the errno that the model has for it."""
 _ANSWER = 30.0
-_EVENTS = ("ACPI_DEVICE_OST", "DEVICE_DELETED", "MEM_UNPLUG_ERROR")
+_HELD_BACK = 1.0
+_EVENTS = ("ACPI_DEVICE_OST", "DEVICE_DELETED", "MEM_UNPLUG_ERROR", "MEMORY_DEVICE_SIZE_CHANGE")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryDevice:
+    """A DIMM, or a virtio-mem device, as QEMU sees it."""
+
+    name: str
+    kind: str
+    """``dimm`` or ``virtio-mem``."""
+    node: int
+    address: int
+    size: int
+    """Bytes; of a virtio-mem device, as much as the guest has taken."""
+    requested: int
+    """Bytes; of a DIMM, its size."""
+    most: int
+    """Bytes that it can have."""
 
 
 class Monitor:
@@ -120,8 +141,39 @@ class Monitor:
 
     def dimms(self) -> list[str]:
         """Give the names of the DIMMs that are plugged in."""
-        devices = cast("list[dict[str, Any]]", self.execute("query-memory-devices"))
-        return [device["data"]["id"] for device in devices if device["type"] == "dimm"]
+        return [device.name for device in self.memory_devices() if device.kind == "dimm"]
+
+    def memory_devices(self) -> list[MemoryDevice]:
+        """List what was plugged in and what virtio-mem devices there are, by address; raises as :meth:`execute`."""
+        found = self.execute("query-memory-devices")
+        listed = [_device(entry["type"], entry["data"]) for entry in found] if isinstance(found, list) else []
+        return sorted(listed, key=lambda device: device.address)
+
+    def resize(self, name: str, size: int, seconds: float) -> int:
+        """Ask for another size of a virtio-mem device; gives the size that it has when the guest is there, or after ``seconds``.
+
+        Raises:
+            DimmRefused: there is no such device, or it can't have that size.
+            GuestFailed: QEMU does not answer.
+        """
+        if name not in {device.name for device in self.memory_devices() if device.kind == "virtio-mem"}:
+            raise DimmRefused(f"the guest has no virtio-mem device {name}", errno.ENODEV)
+        end = time.monotonic() + seconds
+        self._events.clear()
+        self.execute("qom-set", path=f"/machine/peripheral/{name}", property="requested-size", value=size)
+        while True:
+            (device,) = [device for device in self.memory_devices() if device.name == name]
+            left = end - time.monotonic()
+            if device.size == size or left <= 0:
+                return device.size
+            with contextlib.suppress(TimeoutError):
+                # QEMU holds such events back to one a second, so what they say may be old: they only wake us.
+                self._do(self._events.get(), min(left, _HELD_BACK))
+
+    def quit(self) -> None:
+        """End QEMU, and with it the guest."""
+        with contextlib.suppress(GuestFailed):  # it may end before it answers
+            self.execute("quit")
 
     def forget(self) -> None:
         """Forget what was reported so far."""
@@ -157,6 +209,13 @@ class Monitor:
             return self._do(listen(), seconds)
         except TimeoutError as error:
             raise GuestFailed(f"no word of {what} within {seconds:g} s") from error
+
+
+def _device(kind: str, data: dict[str, Any]) -> MemoryDevice:
+    if kind == "virtio-mem":
+        sizes = (data["size"], data["requested-size"], data["max-size"])
+        return MemoryDevice(data.get("id", ""), kind, data["node"], data["memaddr"], *sizes)
+    return MemoryDevice(data.get("id", ""), kind, data.get("node", 0), data.get("addr", 0), *3 * (data["size"],))
 
 
 def _refused(what: str, status: int) -> DimmRefused:
