@@ -130,7 +130,7 @@ def test_a_command_that_is_interrupted_leaves_no_guest(
     scenario = tmp_path / "demo.yaml"
     scenario.write_text("machine: {nodes: [1GiB]}\nsteps: [{offline: 1}]\n")
     command = [sys.executable, "-m", "memhp.cli", "lab", "run", str(scenario), "--kernel", "6.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -156,8 +156,14 @@ class _DirectoryOfTree:
     def names(self, name: str = ".") -> list[str]:
         return self._tree.list(self._path if name == "." else f"{self._path}/{name}")
 
-    def read(self, name: str) -> str:
-        return self._tree.read(f"{self._path}/{name}")
+    def read_all(self, names: Iterable[str]) -> list[str | None]:
+        return [self._read(f"{self._path}/{name}") for name in names]
+
+    def _read(self, path: str) -> str | None:
+        try:
+            return self._tree.read(path)
+        except OSError:
+            return None
 
     def close(self) -> None:
         pass

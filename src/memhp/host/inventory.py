@@ -98,8 +98,22 @@ class Block:
         return None if self.valid_zones[0].lower() == "none" else self.valid_zones[0]
 
     @property
+    def verdict(self) -> tuple[str, str]:
+        """Whether it would go offline, as far as these files tell: offline (it is), no, or unknown; and why.
+
+        There is no yes: what is in a block isn't in these files.
+        """
+        if self.state == "offline":
+            return "offline", "it is offline"
+        if self.valid_zones is not None and [word.lower() for word in self.valid_zones] == ["none"]:
+            return "no", "it lies in several zones or nodes"
+        if self.state == "going-offline":
+            return "unknown", "it is on its way"
+        return "unknown", "its pages decide" if self.state else "its state can't be read"
+
+    @property
     def removable(self) -> bool | None:
-        """What the file says. Current kernels say 1 for every block (drivers/base/memory.c), so it tells nothing. Read when asked for."""
+        """What the file says, read when asked for; it tells nothing, as kernels say 1 for every block (``removable_show()``)."""
         return _flag(self._read("removable"))
 
     @property
@@ -194,16 +208,13 @@ class Host:
             if not numbers:
                 raise NoMemoryBlocks(MEMORY, "no memory blocks", hint=KERNEL_OPTIONS)
             owners = self._owners(directory, numbers)
-            read = directory.read
-            late = self._late
+            texts = directory.read_all([f"memory{number}/{file}" for number in numbers for file in ("state", "valid_zones")])
             found = []
-            for number in numbers:
-                state = _or_none(read, f"memory{number}/state")
-                zones = _or_none(read, f"memory{number}/valid_zones")
+            for number, state, zones in zip(numbers, texts[::2], texts[1::2], strict=True):
                 if state is None and zones is None and f"memory{number}" not in directory.names():
                     continue
                 words = None if zones is None else tuple(zones.split())
-                found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, late))
+                found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, self._late))
         return tuple(found)
 
     def nodes(self) -> tuple[int, ...]:
