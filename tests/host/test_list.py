@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memhp.cli import main
-from memhp.cli.listing import human
+from memhp.host.scan import human
 from record_lsmem import RECORDED, SHAPES, TREES, ask, split
 from trees import MEMORY, PARAMETERS, TreeSpec, block
 

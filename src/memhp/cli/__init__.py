@@ -26,6 +26,7 @@ COMMANDS = {
 
 REPLACEMENTS = {
     "list": ("memhp.cli.listing", "list the memory blocks of a machine, as lsmem does", "lsmem"),
+    "chmem": ("memhp.cli.chmem", "bring memory online or take it offline, as chmem does", "chmem"),
 }
 """The same for commands that replace a tool, and that tool's name: a link of that name to memhp is that tool."""
 

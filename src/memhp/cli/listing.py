@@ -12,7 +12,7 @@ import sys
 from memhp.abi.paths import PARAMETERS
 from memhp.cli import table
 from memhp.cli.getopt_long import NO, OPTIONAL, REQUIRED, Refused, Usage, UsageError
-from memhp.host.scan import Scan, ScanError, scan
+from memhp.host.scan import Scan, ScanError, human, scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -338,19 +338,6 @@ def _cells(name: str, found: Scan, starts: list[int]) -> list[str]:
 
 def _yes(flag: bool) -> str:  # noqa: FBT001 - it is what is translated
     return "yes" if flag else "no"
-
-
-def human(size: int) -> str:
-    """Write a size in bytes as util-linux does: with one letter and at most one decimal, rounded (``1.3G``, ``128M``)."""
-    power = 0
-    while power < 6 and size >= 1 << (10 * power + 10):
-        power += 1
-    shift = 10 * power
-    whole, rest = size >> shift, size & ((1 << shift) - 1)
-    tenths = ((rest * 1000 >> shift) + 50) // 100
-    if tenths == 10:
-        whole, tenths = whole + 1, 0
-    return f"{whole}{f'.{tenths}' if tenths else ''}{'BKMGTPE'[power]}"
 
 
 def _summary(options: _Options, found: Scan, root: str) -> str:

@@ -11,7 +11,7 @@ import posix
 from memhp.abi.directory import DirectoryOfFiles
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE
 
-__all__ = ["Scan", "ScanError", "scan"]
+__all__ = ["Scan", "ScanError", "human", "scan"]
 
 _KNOWN = frozenset({"online", "offline", "going-offline"})
 
@@ -186,3 +186,16 @@ def _own_node(memory: DirectoryOfFiles, number: int) -> int:
     except OSError:
         return -1
     return next((int(name[4:]) for name in names if name[:4] == "node" and name[4:].isascii() and name[4:].isdigit()), -1)
+
+
+def human(size: int) -> str:
+    """Write a size in bytes as util-linux does: with one letter and at most one decimal, rounded (``1.3G``, ``128M``)."""
+    power = 0
+    while power < 6 and size >= 1 << (10 * power + 10):
+        power += 1
+    shift = 10 * power
+    whole, rest = size >> shift, size & ((1 << shift) - 1)
+    tenths = ((rest * 1000 >> shift) + 50) // 100
+    if tenths == 10:
+        whole, tenths = whole + 1, 0
+    return f"{whole}{f'.{tenths}' if tenths else ''}{'BKMGTPE'[power]}"
