@@ -16,12 +16,21 @@ from memhp.lab.guest import missing_tools
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fact(*numbers): the facts of docs/linux-behaviour.md that the test shows")
     config.addinivalue_line("markers", "qemu: boots a real kernel; needs QEMU, and what `memhp lab fetch` gets")
+    config.addinivalue_line(
+        "markers", "lsmem: compares with a real lsmem 2.42, MEMHP_LSMEM; tests/data/README.md says how to get it"
+    )
 
 
 NO_LAB = pytest.StashKey[str]()
+NO_LSMEM = pytest.StashKey[str]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    without_lsmem = [item for item in items if item.get_closest_marker("lsmem")] if "MEMHP_LSMEM" not in os.environ else []
+    if without_lsmem:
+        config.stash[NO_LSMEM] = f"{len(without_lsmem)} tests beside a real lsmem were left out: MEMHP_LSMEM names none"
+        items[:] = [item for item in items if item not in without_lsmem]
+        config.hook.pytest_deselected(items=without_lsmem)
     live = [item for item in items if item.get_closest_marker("qemu")]
     missing = ", ".join(missing_for_the_lab()) if live else ""
     if not missing:
@@ -40,8 +49,9 @@ def missing_for_the_lab() -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if NO_LAB in config.stash:
-        terminalreporter.write_line(config.stash[NO_LAB], yellow=True)
+    for key in (NO_LAB, NO_LSMEM):
+        if key in config.stash:
+            terminalreporter.write_line(config.stash[key], yellow=True)
 
 
 @pytest.fixture

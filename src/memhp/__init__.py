@@ -10,53 +10,53 @@ The house, from the bottom up; imports go down only::
     cli/                                         the command line
 """
 
-from importlib.metadata import version as _version
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memhp.abi.tree import DirTree, Tree
+    from memhp.errors import (
+        AlreadyRegistered,
+        DeadlockError,
+        HotplugError,
+        Interrupted,
+        InvalidInput,
+        LockError,
+        LockNotHeld,
+        MemhpError,
+        NotifierError,
+        NotRegistered,
+        PageRefusal,
+        PriorityTaken,
+        ScenarioError,
+        Vetoed,
+        WrongAnswer,
+    )
+    from memhp.events import (
+        MEM_CANCEL_OFFLINE,
+        MEM_CANCEL_ONLINE,
+        MEM_FINISH_OFFLINE,
+        MEM_GOING_OFFLINE,
+        MEM_GOING_ONLINE,
+        MEM_OFFLINE,
+        MEM_ONLINE,
+        MEM_PREPARE_ONLINE,
+        MemoryAction,
+        MemoryNotify,
+    )
+    from memhp.kernel import Allocation, Machine, MhpFlags, NodeSpec, OnlineType, PageKind, Rules, ZoneType
+    from memhp.notifier import (
+        NOTIFY_BAD,
+        NOTIFY_DONE,
+        NOTIFY_OK,
+        NOTIFY_STOP,
+        NOTIFY_STOP_MASK,
+        NotifierBlock,
+        NotifierChain,
+        NotifyResult,
+        notifier_from_errno,
+        notifier_to_errno,
+    )
 
-from memhp.abi.tree import DirTree, Tree
-from memhp.errors import (
-    AlreadyRegistered,
-    DeadlockError,
-    HotplugError,
-    Interrupted,
-    InvalidInput,
-    LockError,
-    LockNotHeld,
-    MemhpError,
-    NotifierError,
-    NotRegistered,
-    PageRefusal,
-    PriorityTaken,
-    ScenarioError,
-    Vetoed,
-    WrongAnswer,
-)
-from memhp.events import (
-    MEM_CANCEL_OFFLINE,
-    MEM_CANCEL_ONLINE,
-    MEM_FINISH_OFFLINE,
-    MEM_GOING_OFFLINE,
-    MEM_GOING_ONLINE,
-    MEM_OFFLINE,
-    MEM_ONLINE,
-    MEM_PREPARE_ONLINE,
-    MemoryAction,
-    MemoryNotify,
-)
-from memhp.kernel import Allocation, Machine, MhpFlags, NodeSpec, OnlineType, PageKind, Rules, ZoneType
-from memhp.notifier import (
-    NOTIFY_BAD,
-    NOTIFY_DONE,
-    NOTIFY_OK,
-    NOTIFY_STOP,
-    NOTIFY_STOP_MASK,
-    NotifierBlock,
-    NotifierChain,
-    NotifyResult,
-    notifier_from_errno,
-    notifier_to_errno,
-)
-
-__version__ = _version("memhp")
+    __version__: str
 
 __all__ = [
     "MEM_CANCEL_OFFLINE",
@@ -105,3 +105,70 @@ __all__ = [
     "notifier_from_errno",
     "notifier_to_errno",
 ]
+
+_HOMES = {
+    "memhp.abi.tree": ("DirTree", "Tree"),
+    "memhp.errors": (
+        "AlreadyRegistered",
+        "DeadlockError",
+        "HotplugError",
+        "Interrupted",
+        "InvalidInput",
+        "LockError",
+        "LockNotHeld",
+        "MemhpError",
+        "NotifierError",
+        "NotRegistered",
+        "PageRefusal",
+        "PriorityTaken",
+        "ScenarioError",
+        "Vetoed",
+        "WrongAnswer",
+    ),
+    "memhp.events": (
+        "MEM_CANCEL_OFFLINE",
+        "MEM_CANCEL_ONLINE",
+        "MEM_FINISH_OFFLINE",
+        "MEM_GOING_OFFLINE",
+        "MEM_GOING_ONLINE",
+        "MEM_OFFLINE",
+        "MEM_ONLINE",
+        "MEM_PREPARE_ONLINE",
+        "MemoryAction",
+        "MemoryNotify",
+    ),
+    "memhp.kernel": ("Allocation", "Machine", "MhpFlags", "NodeSpec", "OnlineType", "PageKind", "Rules", "ZoneType"),
+    "memhp.notifier": (
+        "NOTIFY_BAD",
+        "NOTIFY_DONE",
+        "NOTIFY_OK",
+        "NOTIFY_STOP",
+        "NOTIFY_STOP_MASK",
+        "NotifierBlock",
+        "NotifierChain",
+        "NotifyResult",
+        "notifier_from_errno",
+        "notifier_to_errno",
+    ),
+}
+"""Where each public name lives. Nothing is imported before it is used, because every command starts here."""
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - it costs more than all the rest
+
+        return version("memhp")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - only where a name is used
+
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,8 @@
     ├── LockError                       misuse of a lock: .lock
     │   ├── LockNotHeld                 a guard failed: .needed .held
     │   └── DeadlockError               a wait that can never end: .chain
+    ├── HostError                       a machine's files can't be read: .path .errno .hint
+    │   └── NoMemoryBlocks              ... because it has no memory blocks
     ├── LabError                        a real kernel could not be asked: .hint
     │   ├── LabMissing                  something that the lab needs isn't here: .missing
     │   ├── DimmRefused                 a DIMM can't be plugged in or pulled out: .errno
@@ -35,6 +37,7 @@ __all__ = [
     "DeadlockError",
     "DimmRefused",
     "GuestFailed",
+    "HostError",
     "HotplugError",
     "Interrupted",
     "InvalidInput",
@@ -43,6 +46,7 @@ __all__ = [
     "LockError",
     "LockNotHeld",
     "MemhpError",
+    "NoMemoryBlocks",
     "NotRegistered",
     "NotifierError",
     "PageRefusal",
@@ -174,6 +178,26 @@ class DeadlockError(LockError):
     def __init__(self, message: str, lock: object, chain: Sequence[str] = ()) -> None:
         super().__init__("\n".join([message, *(f"  {line}" for line in chain)]), lock)
         self.chain = tuple(chain)
+
+
+class HostError(MemhpError):
+    """A machine's files can't be read, or don't say what they should; nothing was changed.
+
+    Attributes:
+        path: the file or directory.
+        errno: that of the system call, 0 if none failed.
+        hint: what to do about it, '' if nobody knows.
+    """
+
+    def __init__(self, path: str, message: str, *, errno: int = 0, hint: str = "") -> None:
+        super().__init__(f"{path}: {message}" + (f"; {hint}" if hint else ""))
+        self.path = path
+        self.errno = errno
+        self.hint = hint
+
+
+class NoMemoryBlocks(HostError):
+    """The machine, or the copy of one, has no memory blocks at all."""
 
 
 class LabError(MemhpError):

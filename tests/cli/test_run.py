@@ -455,7 +455,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytes
 
 def memhp_run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "memhp.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - our own program
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_the_program_gives_its_exit_code_and_no_traceback(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_a_reader_who_has_seen_enough_ends_the_run_quietly(tmp_path: Path) -> No
     path = tmp_path / "s.yaml"
     path.write_text("machine: {nodes: [1GiB]}\nsteps:\n" + "- note: x\n" * 3000, encoding="utf-8")
     command = [sys.executable, "-m", "memhp.cli", "run", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - as above
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "s\n"

@@ -119,7 +119,7 @@ def run_console_blocks(page: Path, tmp_path: Path, *, live: bool) -> None:
             if words == ["echo", "$?"]:
                 assert shown.strip() == str(code), f"{named(page)}:{block.line}: {code} is the exit code"
             elif words[0] == "memhp":
-                ran = subprocess.run(  # noqa: S603 - the command line itself, as the page shows it
+                ran = subprocess.run(
                     [sys.executable, "-m", "memhp.cli", *words[1:]],
                     cwd=tmp_path,
                     stdout=subprocess.PIPE,

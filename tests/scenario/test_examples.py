@@ -75,7 +75,7 @@ def test_a_program_prints_what_stands_beside_it(path: Path) -> None:
     if not expected.exists():
         assert any(re.search(rf"call:.*\b{path.stem}:\w+", other.read_text(encoding="utf-8")) for other in SCENARIOS)
         return
-    run = subprocess.run(  # noqa: S603 - our own example
+    run = subprocess.run(
         [sys.executable, str(path)],
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Where the files of memory hotplug are (Documentation/ABI/testing, sysfs-devices-memory and others; filesystems/proc)."""
 
-__all__ = ["BUS", "FIRMWARE_MEMMAP", "MEMORY", "MODULE", "NODE", "PARAMETERS", "PROC"]
+__all__ = ["BUS", "FIRMWARE_MEMMAP", "FIRMWARE_MEMORY", "MEMORY", "MODULE", "NODE", "PARAMETERS", "PROC"]
 
 PROC = "/proc"
 MEMORY = "/sys/devices/system/memory"
@@ -9,3 +9,4 @@ BUS = "/sys/bus/memory"
 MODULE = "/sys/module/memory_hotplug"
 PARAMETERS = f"{MODULE}/parameters"
 FIRMWARE_MEMMAP = "/sys/firmware/memmap"
+FIRMWARE_MEMORY = "/sys/firmware/memory"

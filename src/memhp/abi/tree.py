@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["DirTree", "Tree"]
+from memhp.abi.directory import DirectoryOfFiles
+
+if TYPE_CHECKING:
+    from memhp.abi.directory import Directory
+
+__all__ = ["DirTree", "Tree", "open_directory"]
 
 _READ = 1 << 20
 """Bytes of one ``pread()``; a multiple of 8."""
@@ -108,6 +114,16 @@ class DirTree:
         """Give the names in a directory, sorted."""
         return sorted(os.listdir(self._real(path)))
 
+    def directory(self, path: str) -> DirectoryOfFiles:
+        """Open a directory whose files are read in bulk.
+
+        Links *below* it are followed wherever they lead, unlike those on the way to it.
+
+        Raises:
+            OSError: what ``open()`` says.
+        """
+        return DirectoryOfFiles(str(self._real(path)))
+
     def readlink(self, path: str) -> str:
         """Give what a symbolic link says, without following it."""
         parent, _, name = path.rstrip("/").rpartition("/")
@@ -119,3 +135,35 @@ class DirTree:
             return self._real(path).exists()
         except OSError:
             return False
+
+
+def open_directory(tree: Tree, path: str) -> Directory:
+    """Open a directory of any tree; fast where the tree has a way of its own (its method ``directory``).
+
+    Raises:
+        OSError: there is no such directory, or it may not be read.
+    """
+    own: Callable[[str], Directory] | None = getattr(tree, "directory", None)
+    return own(path) if own is not None else _DirectoryOfTree(tree, path)
+
+
+class _DirectoryOfTree:
+    def __init__(self, tree: Tree, path: str) -> None:
+        tree.list(path)  # says what is wrong with it, as open() would
+        self._tree = tree
+        self._path = path
+
+    def names(self, name: str = ".") -> list[str]:
+        return self._tree.list(self._path if name == "." else f"{self._path}/{name}")
+
+    def read_all(self, names: Iterable[str]) -> list[str | None]:
+        return [self._read(f"{self._path}/{name}") for name in names]
+
+    def _read(self, path: str) -> str | None:
+        try:
+            return self._tree.read(path)
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        pass

@@ -1,16 +1,21 @@
 """The command line: one module per command, imported when it is asked for.
 
-A command's module has ``configure(parser)``, which adds its arguments, and ``main(options)``, which gives the exit code.
+A command's module has ``configure(parser)``, which adds its arguments, and ``main(options)``, which gives the exit code. A
+command that replaces a C tool reads its options as that tool does, without argparse: ``main(arguments, program)``.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import posix
 import sys
-from collections.abc import Sequence
 
-__all__ = ["main"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from types import ModuleType
+
+__all__ = ["console", "main"]
 
 COMMANDS = {
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
@@ -19,8 +24,16 @@ COMMANDS = {
 }
 """Each command's module, and what it is for in a few words."""
 
+REPLACEMENTS = {
+    "list": ("memhp.cli.listing", "list the memory blocks of a machine, as lsmem does", "lsmem"),
+    "chmem": ("memhp.cli.chmem", "bring memory online or take it offline, as chmem does", "chmem"),
+}
+"""The same for commands that replace a tool, and that tool's name: a link of that name to memhp is that tool."""
+
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse  # noqa: PLC0415 - it costs more than a whole `memhp list`
+
     parser = argparse.ArgumentParser(
         prog="memhp",
         description="Memory hotplug for Linux: see what happens when a machine's memory grows and shrinks, and take part.",
@@ -29,16 +42,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (_, purpose) in COMMANDS.items():
+    for name, (_, purpose, *_) in {**REPLACEMENTS, **COMMANDS}.items():
         commands.add_parser(name, help=purpose)
     return parser
+
+
+def console() -> None:
+    """Be the program ``memhp``; under the name of a tool that it replaces (by a link), be that tool."""
+    words = sys.argv[1:]
+    program = sys.argv[0].rpartition("/")[2]
+    tool = next((name for name, (_, _, tool) in REPLACEMENTS.items() if tool == program), None)
+    if tool is None:
+        if not words or words[0] not in REPLACEMENTS:
+            sys.exit(main(words))
+        tool, program = words[0], f"memhp {words.pop(0)}"
+    code = _module(REPLACEMENTS[tool][0]).main(words, program)
+    sys.stderr.flush()
+    posix._exit(code)  # noqa: SLF001 - its name; taking the interpreter down costs more than reading 100 blocks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in REPLACEMENTS:
+        replaced: int = _module(REPLACEMENTS[words[0]][0]).main(words[1:], f"memhp {words[0]}")
+        return replaced
     if words and words[0] in COMMANDS:
-        command = importlib.import_module(COMMANDS[words[0]][0])
+        import argparse  # noqa: PLC0415 - as above
+
+        command = _module(COMMANDS[words[0]][0])
         parser = argparse.ArgumentParser(prog=f"memhp {words[0]}")
         command.configure(parser)
         code: int = command.main(parser.parse_args(words[1:]))
@@ -52,3 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser.print_help(sys.stderr)
     return 2
+
+
+def _module(name: str) -> ModuleType:
+    return __import__(name, fromlist=["main"])  # importlib would have to be imported

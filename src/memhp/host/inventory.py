@@ -1,0 +1,325 @@
+"""What memory a machine has, block by block, as its files say (drivers/base/memory.c, drivers/base/node.c).
+
+Nothing is guessed: what a file doesn't say is None. A tree may change while it is read; a block that goes away in between
+is left out, and each block's state and zones are read one right after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from memhp.abi.formats import parse_hex
+from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
+from memhp.abi.tree import DirTree, Tree, open_directory
+from memhp.errors import HostError, InvalidInput, NoMemoryBlocks
+from memhp.units import BlockId, PhysAddr
+
+if TYPE_CHECKING:
+    from memhp.abi.directory import Directory
+
+__all__ = ["Block", "Host", "Inventory", "Policy"]
+
+T = TypeVar("T")
+
+KERNEL_OPTIONS = "the kernel needs CONFIG_MEMORY_HOTPLUG (and CONFIG_SPARSEMEM below it), and /sys must be mounted"
+
+
+class Block:
+    """One memory block, as it was when it was read; it does not change afterwards.
+
+    Attributes:
+        id: its number, the N of ``memoryN``.
+        start: physical address of its first byte.
+        size: bytes.
+        nodes: the NUMA nodes that have a part of it, ascending; () where the kernel has no nodes or the copy doesn't say.
+        state: the word of the file: online, offline, going-offline; '' if the file can't be read.
+        valid_zones: the words of the file. Of an online block: its zone, or none if it lies in several or can't go offline.
+            Of an offline block: the zones that it can go to, the default first. None: the kernel doesn't say (before 3.18).
+    """
+
+    __slots__ = ("_late", "id", "nodes", "size", "start", "state", "valid_zones")
+
+    def __init__(
+        self,
+        id: BlockId,  # noqa: A002 - the field's name
+        size: int,
+        nodes: tuple[int, ...],
+        state: str,
+        valid_zones: tuple[str, ...] | None,
+        late: Callable[[str], str | None] | None = None,
+    ) -> None:
+        self.id = id
+        self.start = PhysAddr(id * size)
+        self.size = size
+        self.nodes = nodes
+        self.state = state
+        self.valid_zones = valid_zones
+        self._late = late
+
+    def __repr__(self) -> str:
+        zones = "/".join(self.valid_zones) if self.valid_zones else "?"
+        return f"<Block memory{self.id} {self.state or '?'} {zones} nodes {self.nodes}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Block):
+            return NotImplemented
+        return self._facts() == other._facts()
+
+    def __hash__(self) -> int:
+        return hash(self._facts())
+
+    def _facts(self) -> tuple[object, ...]:
+        return self.id, self.size, self.nodes, self.state, self.valid_zones
+
+    @property
+    def end(self) -> PhysAddr:
+        """The address behind its last byte."""
+        return PhysAddr(self.start + self.size)
+
+    @property
+    def online(self) -> bool:
+        """Whether its state is online."""
+        return self.state == "online"
+
+    @property
+    def node(self) -> int | None:
+        """Its node if it has exactly one, else None."""
+        return self.nodes[0] if len(self.nodes) == 1 else None
+
+    @property
+    def zone(self) -> str | None:
+        """Of an online block the zone that it lies in; None if that is not one, not known, or it isn't online."""
+        if self.state != "online" or not self.valid_zones or len(self.valid_zones) != 1:
+            return None
+        return None if self.valid_zones[0].lower() == "none" else self.valid_zones[0]
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Whether it would go offline, as far as these files tell: offline (it is), no, or unknown; and why.
+
+        There is no yes: what is in a block isn't in these files.
+        """
+        if self.state == "offline":
+            return "offline", "it is offline"
+        if self.valid_zones is not None and [word.lower() for word in self.valid_zones] == ["none"]:
+            return "no", "it lies in several zones or nodes"
+        if self.state == "going-offline":
+            return "unknown", "it is on its way"
+        return "unknown", "its pages decide" if self.state else "its state can't be read"
+
+    @property
+    def removable(self) -> bool | None:
+        """What the file says, read when asked for; it tells nothing, as kernels say 1 for every block (``removable_show()``)."""
+        return _flag(self._read("removable"))
+
+    @property
+    def phys_device(self) -> int | None:
+        """The number of the physical device, 0 except on s390. Read when asked for."""
+        text = self._read("phys_device")
+        return int(text) if text is not None and text.strip().isdigit() else None
+
+    def _read(self, file: str) -> str | None:
+        return self._late(f"memory{self.id}/{file}") if self._late else None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the kernel does with new memory, as its files say; None where it has no such file.
+
+    Attributes:
+        auto_online_blocks: offline, online, online_kernel or online_movable.
+        online_policy: contig-zones or auto-movable.
+        auto_movable_ratio: percent of MOVABLE to kernel memory.
+        auto_movable_numa_aware: whether the ratio holds within each node too.
+        memmap_on_memory: N, Y or force.
+    """
+
+    auto_online_blocks: str | None = None
+    online_policy: str | None = None
+    auto_movable_ratio: int | None = None
+    auto_movable_numa_aware: bool | None = None
+    memmap_on_memory: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A machine's memory at one moment.
+
+    Attributes:
+        block_size: bytes of each block.
+        blocks: ascending.
+        nodes: the nodes that are online, ascending, with memory or not; () without NUMA.
+        policy: what happens with new memory.
+        deconfigured: s390: blocks that the firmware could give and that don't exist now.
+    """
+
+    block_size: int
+    blocks: tuple[Block, ...]
+    nodes: tuple[int, ...]
+    policy: Policy
+    deconfigured: tuple[BlockId, ...] = ()
+
+    def block(self, number: int) -> Block:
+        """Give the block with that id.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        for block in self.blocks:
+            if block.id == number:
+                return block
+        raise InvalidInput(f"memory{number}", MEMORY, "a block that exists")
+
+    @property
+    def online_bytes(self) -> int:
+        """How much is online."""
+        return self.block_size * sum(block.online for block in self.blocks)
+
+
+class Host:
+    """A machine, through its files: this one if no tree is given. It is never written to here.
+
+    Raises (from every method):
+        NoMemoryBlocks: the machine has none; the error says which kernel options are needed.
+        HostError: a directory can't be read, or a file makes no sense.
+    """
+
+    def __init__(self, tree: Tree | None = None) -> None:
+        self.tree: Tree = DirTree("/") if tree is None else tree
+
+    def __repr__(self) -> str:
+        return f"<Host {self.tree!r}>"
+
+    @property
+    def block_size(self) -> int:
+        """The bytes of a memory block."""
+        return self._block_size()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Give all blocks, ascending; one that goes away meanwhile is left out."""
+        size = self._block_size()
+        with self._memory() as directory:
+            names = directory.names()
+            numbers = sorted(map(int, (name[6:] for name in names if _is_block(name))))
+            if not numbers:
+                raise NoMemoryBlocks(MEMORY, "no memory blocks", hint=KERNEL_OPTIONS)
+            owners = self._owners(directory, numbers)
+            texts = directory.read_all([f"memory{number}/{file}" for number in numbers for file in ("state", "valid_zones")])
+            found = []
+            for number, state, zones in zip(numbers, texts[::2], texts[1::2], strict=True):
+                if state is None and zones is None and f"memory{number}" not in directory.names():
+                    continue
+                words = None if zones is None else tuple(zones.split())
+                found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, self._late))
+        return tuple(found)
+
+    def nodes(self) -> tuple[int, ...]:
+        """Give the nodes that are online, ascending; () if the kernel has no NUMA or the copy has no such files."""
+        names = self._list(NODE) or []
+        return tuple(sorted(int(name[4:]) for name in names if name[:4] == "node" and _digits(name[4:])))
+
+    def policy(self) -> Policy:
+        """Give what the kernel does with new memory."""
+        aware = self._text(f"{PARAMETERS}/auto_movable_numa_aware")
+        ratio = self._text(f"{PARAMETERS}/auto_movable_ratio")
+        return Policy(
+            auto_online_blocks=self._text(f"{MEMORY}/auto_online_blocks"),
+            online_policy=self._text(f"{PARAMETERS}/online_policy"),
+            auto_movable_ratio=int(ratio) if ratio is not None and _digits(ratio) else None,
+            auto_movable_numa_aware=_flag(aware),
+            memmap_on_memory=self._text(f"{PARAMETERS}/memmap_on_memory"),
+        )
+
+    def inventory(self) -> Inventory:
+        """Give everything at once."""
+        blocks = self.blocks()
+        here = {block.id for block in blocks}
+        known = (int(name[6:]) for name in self._list(FIRMWARE_MEMORY) or () if _is_block(name))
+        return Inventory(
+            block_size=blocks[0].size if blocks else self._block_size(),
+            blocks=blocks,
+            nodes=self.nodes(),
+            policy=self.policy(),
+            deconfigured=tuple(sorted(BlockId(number) for number in known if number not in here)),
+        )
+
+    def _block_size(self) -> int:
+        path = f"{MEMORY}/block_size_bytes"
+        try:
+            text = self.tree.read(path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise NoMemoryBlocks(MEMORY, "not there", errno=errno.ENOENT, hint=KERNEL_OPTIONS) from error
+            raise HostError(path, f"can't be read: {error.strerror}", errno=error.errno or 0) from error
+        size = parse_hex(text, path)
+        if size <= 0 or size & (size - 1):
+            raise InvalidInput(text.strip(), path, "a power of two, in hexadecimal")
+        return size
+
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[Directory]:
+        try:
+            directory = open_directory(self.tree, MEMORY)
+        except OSError as error:
+            raise HostError(MEMORY, f"can't be read: {error.strerror}", errno=error.errno or 0) from error
+        try:
+            yield directory
+        finally:
+            directory.close()
+
+    def _owners(self, directory: Directory, numbers: list[int]) -> dict[int, tuple[int, ...]]:
+        # The links in the nodes' directories say the same as those in the blocks', in 2 calls a node instead of 4 a block. A
+        # copy may lack them, so the blocks at both ends are asked, and if they say otherwise, all blocks.
+        owners: dict[int, tuple[int, ...]] = {}
+        for node in self.nodes():
+            for name in self._list(f"{NODE}/node{node}") or ():
+                if _is_block(name):
+                    number = int(name[6:])
+                    owners[number] = (*owners.get(number, ()), node)
+        if all(_nodes_of(directory, number) == owners.get(number, ()) for number in {numbers[0], numbers[-1]}):
+            return owners
+        return {number: _nodes_of(directory, number) for number in numbers}
+
+    def _list(self, path: str) -> list[str] | None:
+        try:
+            return self.tree.list(path)
+        except OSError:
+            return None
+
+    def _late(self, name: str) -> str | None:
+        return self._text(f"{MEMORY}/{name}")
+
+    def _text(self, path: str) -> str | None:
+        text = _or_none(self.tree.read, path)
+        return None if text is None else text.strip()
+
+
+def _is_block(name: str) -> bool:
+    return name[:6] == "memory" and _digits(name[6:])
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _or_none(read: Callable[[str], str], name: str) -> str | None:
+    try:
+        return read(name)
+    except OSError:
+        return None
+
+
+def _nodes_of(directory: Directory, number: int) -> tuple[int, ...]:
+    try:
+        names = directory.names(f"memory{number}")
+    except OSError:
+        return ()
+    return tuple(sorted(int(name[4:]) for name in names if name[:4] == "node" and _digits(name[4:])))
+
+
+def _flag(text: str | None) -> bool | None:
+    return {"1": True, "Y": True, "y": True, "0": False, "N": False, "n": False}.get((text or "").strip()[:1])
