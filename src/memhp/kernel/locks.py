@@ -6,7 +6,15 @@ from types import TracebackType
 
 from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore, current
 
-__all__ = ["Locks", "MemHotplug"]
+__all__ = ["Locks", "MemHotplug", "RestartSyscall"]
+
+
+class RestartSyscall(Exception):
+    """A write to sysfs must let go of its file and begin anew, once ``lock`` is free (``restart_syscall``)."""
+
+    def __init__(self, lock: Mutex | _NoLock) -> None:
+        super().__init__(f"{lock.name} is taken")
+        self.lock = lock
 
 
 class _NoLock:
@@ -51,6 +59,7 @@ class Locks:
         self.acpi_scan = Mutex("acpi_scan_lock", dep)
         self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
+        self.mf = Mutex("mf_mutex", dep)
         self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)
 
 

@@ -24,7 +24,7 @@ from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
-from memhp.kernel.locks import Locks, MemHotplug
+from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
 from memhp.kernel.pages import Allocation, PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
@@ -78,11 +78,16 @@ class Machine:
     """
 
     def __init__(
-        self, plan: Plan, *, rules: Rules | str = Rules.DOCUMENTED, device_hotplug_lock: bool = True, lockdep: bool = False
+        self,
+        plan: Plan,
+        *,
+        rules: Rules | str = Rules.DOCUMENTED,
+        device_hotplug_lock: bool = True,
+        lockdep: bool | Lockdep = False,
     ) -> None:
         self.rules = Rules.of(rules)
         _check_plan(plan)
-        self.dep = Lockdep() if lockdep else None
+        self.dep = lockdep if isinstance(lockdep, Lockdep) else Lockdep() if lockdep else None
         self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
         self.memory_chain = NotifierChain(dep=self.dep)
         self.block_size: int = plan.block_size
@@ -131,7 +136,7 @@ class Machine:
         acpi_tables: str | int = 0,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
-        lockdep: bool = False,
+        lockdep: bool | Lockdep = False,
     ) -> Machine:
         """Boot a machine from a description.
 
@@ -149,7 +154,8 @@ class Machine:
                 a hole then, and can't go offline.
             rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
-            lockdep: watch the order of locks.
+            lockdep: watch the order of locks; a :class:`~memhp.locking.Lockdep` to watch several machines, one after the
+                other (see its ``next_run``).
 
         Raises:
             InvalidInput: a malformed value, with its place.
@@ -168,9 +174,11 @@ class Machine:
             raise InvalidInput(slots, "slots", "a number from 0 to 256")
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
-        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor), ("lockdep", lockdep)):
+        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor)):
             if not isinstance(value, bool):
                 raise InvalidInput(value, name, "true or false")
+        if not isinstance(lockdep, bool | Lockdep):
+            raise InvalidInput(lockdep, "lockdep", "true or false")
         plan.slots, plan.physical_bits, plan.five_level_paging = slots, physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
@@ -181,7 +189,7 @@ class Machine:
         *,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
-        lockdep: bool = False,
+        lockdep: bool | Lockdep = False,
     ) -> Machine:
         """Make the twin of a real machine from its files: ``Machine.from_tree(DirTree("/"))``.
 
@@ -449,12 +457,15 @@ class Machine:
     def device_hotplug_sysfs(self) -> Iterator[None]:
         """Hold device_hotplug_lock as a write to sysfs does: try, and restart the call when somebody has it.
 
-        Waiting for it instead would deadlock with a removal, which holds it and waits for writers to leave the file
-        (``lock_device_hotplug_sysfs``).
+        For the handlers of files only. Waiting for it in one would deadlock with a removal, which holds it and waits for
+        writers to leave the file (``lock_device_hotplug_sysfs``).
+
+        Raises:
+            RestartSyscall: somebody has it; the file lets go of the device, waits, and calls the handler again.
         """
         lock = self.locks.device_hotplug
-        while not lock.try_acquire():
-            lock.await_free()
+        if not lock.try_acquire():
+            raise RestartSyscall(lock)
         try:
             yield
         finally:
