@@ -59,6 +59,8 @@ class Mode(enum.Enum):
 class Op(enum.Enum):
     """The operations that a scheduler can order."""
 
+    __hash__ = object.__hash__  # enum's own hashes the name, in Python
+
     ACQUIRE = "acquire"
     TRY_ACQUIRE = "try acquire"
     TRY_READ = "try to read"
@@ -70,7 +72,11 @@ class Op(enum.Enum):
     WRITE_DRAIN = "wait for readers"
     WRITE_RELEASE = "write release"
     WAIT = "wait"
+    SLEEP = "sleep"
     WAKE = "wake"
+    READ = "read"
+    WRITE = "write"
+    SWAP = "compare and swap"
 
 
 class Lock(Protocol):
