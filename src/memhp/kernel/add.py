@@ -171,10 +171,17 @@ def _create_devices(machine: Machine, blocks: list[MemoryBlock]) -> list[MemoryB
 
 def _undo_create(machine: Machine, block: MemoryBlock) -> None:
     # On a machine without device_hotplug_lock the lock may be the very thing that could not be had.
-    with contextlib.suppress(DeadlockError), block.device_lock:
-        pass
+    with contextlib.suppress(DeadlockError):
+        _drain(block)
     block.removed = True
     _delete_device(machine, block)
+
+
+def _drain(block: MemoryBlock) -> None:
+    # device_del(): the lock once, then, without it, the wait for everybody who uses the device's files.
+    with block.device_lock:
+        pass
+    block.active.drain()
 
 
 def _delete_device(machine: Machine, block: MemoryBlock) -> None:
@@ -192,14 +199,14 @@ def _delete_device(machine: Machine, block: MemoryBlock) -> None:
 def register_node(machine: Machine, node: Node) -> None:
     """Bring a node online, without memory yet (``try_online_node``)."""
     machine.node_states[NodeState.N_ONLINE].add(node.nid)
-    node.registered = True
+    node.register(machine.dep)
     machine.uevents.emit("add", node)
     with _node_lock(machine, node):
         pass
 
 
 def _node_lock(machine: Machine, node: Node) -> Mutex:
-    return Mutex(f"node{node.nid}/device_lock", machine.dep, lock_class="node device_lock")
+    return Mutex(f"node{node.nid}/device_lock", machine.dep, lock_class="node device_lock", order=node.nid)
 
 
 def _auto_online(machine: Machine, blocks: list[MemoryBlock]) -> None:
@@ -279,10 +286,16 @@ def _check_memmaps(machine: Machine, blocks: list[MemoryBlock], start: PhysAddr,
 
 
 def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:
-    # Each lock once before anything goes: should one be out of reach (without device_hotplug_lock), none is gone.
-    for block in blocks:
-        with block.device_lock:
-            pass
+    # Each lock and each wait before anything goes: should one be out of reach (without device_hotplug_lock), none is gone.
+    drained: list[MemoryBlock] = []
+    try:
+        for block in blocks:
+            _drain(block)
+            drained.append(block)
+    except BaseException:
+        for block in reversed(drained):
+            block.active.revive()
+        raise
     for block in blocks:
         block.removed = True
         _delete_device(machine, block)
@@ -296,4 +309,8 @@ def _try_offline_node(machine: Machine, node: Node) -> None:
     machine.power_control.pop(f"{NODE}/node{node.nid}/power", None)
     with _node_lock(machine, node):
         pass
+    if node.active is not None:
+        # Memory is gone by now: who removes it from inside a file of the node's can't be waited for, nor told.
+        with contextlib.suppress(DeadlockError):
+            node.active.drain()
     machine.uevents.emit("remove", node)

@@ -46,7 +46,7 @@ class Attribute:
     """One file of a kind of directory.
 
     ``show`` and ``store`` get the machine and the block, the node or None that the directory is of; without one of them the
-    file can't be read or written.
+    file can't be read or written. A ``show`` that takes no lock needs no hold on its device: nothing can come in between.
     """
 
     mode: int
@@ -56,6 +56,7 @@ class Attribute:
     """Of a binary file only: gives so many bytes from an offset on."""
     takes_nothing: bool = False
     """Whether a write of no bytes reaches ``store``: debugfs passes it on, sysfs doesn't."""
+    show_takes_locks: bool = False
 
 
 class Directory:
@@ -250,7 +251,7 @@ def memmap_files(entry: FirmwareEntry) -> dict[str, Attribute]:
 
 BLOCK_FILES = {
     "state": Attribute(0o644, lambda machine, block: f"{block.state.value}\n", _store_state),
-    "online": Attribute(0o644, _show_online, _store_online),
+    "online": Attribute(0o644, _show_online, _store_online, show_takes_locks=True),
     "phys_index": Attribute(0o444, lambda machine, block: f"{block.id:08x}\n"),
     "phys_device": _constant("0\n"),
     "removable": _constant("1\n"),

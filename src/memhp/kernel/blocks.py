@@ -6,7 +6,7 @@ import enum
 import threading
 from typing import TYPE_CHECKING
 
-from memhp.locking import Lockdep, Mutex
+from memhp.locking import ActiveReference, Lockdep, Mutex
 from memhp.units import BlockId, Pfn
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class MemoryBlock:
     """
 
     __slots__ = (
+        "_active",
         "_device_lock",
         "altmap_pages",
         "dep",
@@ -98,6 +99,7 @@ class MemoryBlock:
         self.firmware_node: MemoryDevice | None = None
         """The ACPI device of the DIMM that it is a part of."""
         self._device_lock: Mutex | None = None
+        self._active: ActiveReference | None = None
 
     def __repr__(self) -> str:
         return f"<MemoryBlock {self.id} node{self.nid} {self.state.value} {self.zone.type.label if self.zone else '-'}>"
@@ -140,9 +142,23 @@ class MemoryBlock:
             with _making:
                 lock = self._device_lock
                 if lock is None:
-                    lock = Mutex(f"{self.name}/device_lock", self.dep, lock_class="memory_block device_lock")
+                    name = f"{self.name}/device_lock"
+                    lock = Mutex(name, self.dep, lock_class="memory_block device_lock", order=self.id)
                     self._device_lock = lock
         return lock
+
+    @property
+    def active(self) -> ActiveReference:
+        """What those hold who use the device's files, made when it is first used."""
+        active = self._active
+        if active is None:
+            with _making:
+                active = self._active
+                if active is None:
+                    name = f"{self.name}/s_active"
+                    active = ActiveReference(name, self.dep, lock_class="memory_block s_active", order=self.id)
+                    self._active = active
+        return active
 
     def first_pfn_in(self, zone: Zone) -> Pfn:
         """Give its first page frame in ``zone``."""

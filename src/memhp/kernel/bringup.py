@@ -70,7 +70,7 @@ def _make_block(machine: Machine, boot: BootBlock) -> None:
 def _set_masks(machine: Machine, node: Node) -> None:
     masks = machine.node_states
     if node.linked or node.cpus:
-        node.registered = True
+        node.register(machine.dep)
         masks[NodeState.N_ONLINE].add(node.nid)
     if node.cpus:
         masks[NodeState.N_CPU].add(node.nid)

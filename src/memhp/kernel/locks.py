@@ -6,7 +6,15 @@ from types import TracebackType
 
 from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore, current
 
-__all__ = ["Locks", "MemHotplug"]
+__all__ = ["Locks", "MemHotplug", "RestartSyscall"]
+
+
+class RestartSyscall(Exception):
+    """A write to sysfs must let go of its file and begin anew, once ``lock`` is free (``restart_syscall``)."""
+
+    def __init__(self, lock: Mutex | _NoLock) -> None:
+        super().__init__(f"{lock.name} is taken")
+        self.lock = lock
 
 
 class _NoLock:

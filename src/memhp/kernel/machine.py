@@ -24,7 +24,7 @@ from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
-from memhp.kernel.locks import Locks, MemHotplug
+from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
 from memhp.kernel.pages import Allocation, PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
@@ -449,12 +449,15 @@ class Machine:
     def device_hotplug_sysfs(self) -> Iterator[None]:
         """Hold device_hotplug_lock as a write to sysfs does: try, and restart the call when somebody has it.
 
-        Waiting for it instead would deadlock with a removal, which holds it and waits for writers to leave the file
-        (``lock_device_hotplug_sysfs``).
+        For the handlers of files only. Waiting for it in one would deadlock with a removal, which holds it and waits for
+        writers to leave the file (``lock_device_hotplug_sysfs``).
+
+        Raises:
+            RestartSyscall: somebody has it; the file lets go of the device, waits, and calls the handler again.
         """
         lock = self.locks.device_hotplug
-        while not lock.try_acquire():
-            lock.await_free()
+        if not lock.try_acquire():
+            raise RestartSyscall(lock)
         try:
             yield
         finally:

@@ -7,9 +7,10 @@ here: the firmware's memory devices and map, modules and what they have in debug
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memhp.abi.paths import BUS, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
@@ -33,6 +34,7 @@ from memhp.kernel.attributes import (
 )
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.firmwaremap import FirmwareEntry
+from memhp.kernel.locks import RestartSyscall
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
 
@@ -70,7 +72,7 @@ class SysfsTree:
         if match:
             block = self._machine.blocks.get(int(match[1]))
             attribute = BLOCK_FILES.get(match[2])
-            if block is not None and attribute is not None and attribute.show is not None:
+            if block is not None and attribute is not None and attribute.show is not None and not attribute.show_takes_locks:
                 return attribute.show(self._machine, block)
         return self.open(path).read()
 
@@ -190,6 +192,8 @@ class SysfsFile:
         self._path = path
         self._attribute = attribute
         self._what = what
+        # A node that comes back has another device, which this file isn't of.
+        self._node_active = what.active if isinstance(what, Node) else None
 
     def read(self) -> str:
         """Give the text as it is now.
@@ -197,12 +201,16 @@ class SysfsFile:
         Raises:
             HotplugError: ENODEV, the device was removed; EIO where the kernel has nothing to say.
         """
+        show = self._attribute.show
+        if self._attribute.show_takes_locks and show is not None:
+            with self._in_use():
+                return show(self._machine, self._what)
         self._check()
         if self._attribute.read_bytes is not None:
             raise HotplugError(errno.EINVAL, f"{self._path} is no text; use read_bytes()")
-        if self._attribute.show is None:
+        if show is None:
             raise HotplugError(errno.EIO, f"{self._path} has nothing to read")
-        return self._attribute.show(self._machine, self._what)
+        return show(self._machine, self._what)
 
     def read_bytes(self, offset: int = 0, size: int = -1) -> bytes:
         """Give a part of the file as it is now; raises as :meth:`read`, and EINVAL for half a word of a binary file."""
@@ -223,20 +231,49 @@ class SysfsFile:
         raw = raw[:_PAGE]
         if not raw and not self._attribute.takes_nothing:
             return 0
-        self._check()
-        if self._attribute.store is None:
-            raise HotplugError(errno.EIO, f"{self._path} takes no writes")
+        text = raw.decode("latin-1")
+        with ending_request():
+            while True:
+                try:
+                    self._store(text)
+                except RestartSyscall as restart:
+                    restart.lock.await_free()
+                else:
+                    return len(raw)
+
+    def _store(self, text: str) -> None:
+        with self._in_use():
+            if self._attribute.store is None:
+                raise HotplugError(errno.EIO, f"{self._path} takes no writes")
+            try:
+                self._attribute.store(self._machine, self._what, text)
+            except InvalidInput as error:
+                raise HotplugError(errno.EINVAL, f"{self._path}: {error.value!r}; expected {error.expected}") from None
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        # What sysfs keeps around each call of a handler: the removal of the device waits for it.
+        active = self._what.active if isinstance(self._what, MemoryBlock) else self._node_active
+        if active is None:
+            self._check()
+            yield
+            return
+        if not active.get():
+            raise self._gone()
         try:
-            with ending_request():
-                self._attribute.store(self._machine, self._what, raw.decode("latin-1"))
-        except InvalidInput as error:
-            raise HotplugError(errno.EINVAL, f"{self._path}: {error.value!r}; expected {error.expected}") from None
-        return len(raw)
+            self._check()
+            yield
+        finally:
+            active.put()
 
     def _check(self) -> None:
         what = self._what
-        if not what.registered if isinstance(what, Node) else getattr(what, "removed", False):
-            raise HotplugError(errno.ENODEV, f"{self._path}: the device was removed")
+        gone = not what.registered if isinstance(what, Node) else getattr(what, "removed", False)
+        if gone or (isinstance(what, Node) and what.active is not self._node_active):
+            raise self._gone()
+
+    def _gone(self) -> HotplugError:
+        return HotplugError(errno.ENODEV, f"{self._path}: the device was removed")
 
 
 # -- blocks

@@ -7,10 +7,12 @@ import enum
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from memhp.locking import ActiveReference
 from memhp.units import Pfn
 
 if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
+    from memhp.locking import Lockdep
 
 __all__ = ["ARCH_LIMITS", "Node", "NodeState", "Zone", "ZoneType"]
 
@@ -128,7 +130,7 @@ class Zone:
 class Node:
     """One NUMA node: its zones, and the blocks that are linked to it in sysfs."""
 
-    __slots__ = ("cpus", "distances", "linked", "nid", "registered", "zones")
+    __slots__ = ("active", "cpus", "distances", "linked", "nid", "registered", "zones")
 
     def __init__(self, nid: int, cpus: tuple[int, ...], distances: dict[int, int]) -> None:
         self.nid = nid
@@ -137,8 +139,15 @@ class Node:
         self.zones = tuple(Zone(nid, kind) for kind in ZoneType)
         self.registered = False
         """Whether the node device exists."""
+        self.active: ActiveReference | None = None
+        """What those hold who use its files; another one each time that the device is made."""
         self.linked: dict[int, MemoryBlock] = {}
         """Blocks with a link in the node's directory, by id."""
+
+    def register(self, dep: Lockdep | None) -> None:
+        """Make its device."""
+        self.active = ActiveReference(f"node{self.nid}/s_active", dep, lock_class="node s_active", order=self.nid)
+        self.registered = True
 
     def present_up_to(self, kind: ZoneType) -> int:
         """Count present pages in the zones up to ``kind``."""

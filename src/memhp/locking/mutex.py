@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from memhp.errors import LockError
 from memhp.locking import switch
-from memhp.locking.lockdep import Lockdep, next_serial
-from memhp.locking.switch import Held, Mode, Op, Task, Waiter
+from memhp.locking.lockdep import Lockdep
+from memhp.locking.switch import Held, Mode, Op, Task, Waiter, drop_held
 
 __all__ = ["Mutex", "WaitQueue"]
 
@@ -19,19 +20,38 @@ class Mutex:
 
     Not recursive: taking it twice is a :class:`DeadlockError` at once, and so is any wait that could never end.
     ``with mutex:`` takes and releases.
+
+    Args:
+        name: what messages call it.
+        dep: lockdep, if it is to be watched.
+        lock_class: what lockdep takes it for; the name if not given.
+        order: its place among the locks of its class; these may be taken one under another, in ascending order.
+        interruptible: whether Ctrl-C ends a wait for it.
+
+    Raises:
+        LockError: made anew (``__init__`` called again) while the caller holds it.
     """
 
-    __slots__ = ("_free", "_queue", "dep", "interruptible", "lock_class", "name", "owner", "serial")
+    __slots__ = ("_free", "_queue", "dep", "interruptible", "lock_class", "name", "order", "owner", "sign")
 
     def __init__(
-        self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, interruptible: bool = True
+        self,
+        name: str,
+        dep: Lockdep | None = None,
+        *,
+        lock_class: str | None = None,
+        order: int | None = None,
+        interruptible: bool = True,
     ) -> None:
+        owner: Task | None = getattr(self, "owner", None)
+        if owner is not None:
+            raise LockError(f"{name} is made anew while {owner.name} holds it", self)
         self.name = name
         self.interruptible = interruptible
-        """Whether Ctrl-C ends a wait for it."""
         self.lock_class = lock_class or name
-        self.serial = next_serial()
+        self.order = order
         self.dep = dep
+        self.sign = dep.register(self.lock_class) if dep is not None else 0
         self.owner: Task | None = None
         # Made when somebody first waits: most device locks never see a second task.
         self._queue: collections.deque[Waiter] | None = None
@@ -52,14 +72,17 @@ class Mutex:
         """Say whether the calling task holds it."""
         return self.owner is switch.current()
 
-    def acquire(self) -> None:
+    def acquire(self, *, subclass: int = 0) -> None:
         """Take it, waiting as long as that takes.
+
+        Args:
+            subclass: the nesting level, 0 to 7, where locks of one class nest by design (``mutex_lock_nested``).
 
         Raises:
             DeadlockError: the wait could never end (the caller holds it, or a cycle of waits would close).
         """
         task = switch.current()
-        site = self.dep.before(task, self, Mode.WRITE) if self.dep is not None else None
+        site = self.dep.before(task, self, Mode.WRITE, subclass) if self.dep is not None else None
         switch.point(Op.ACQUIRE, self)
         with switch.guard:
             if self.owner is None:
@@ -68,27 +91,43 @@ class Mutex:
                 if self._queue is None:
                     self._queue = collections.deque()
                 switch.park(Waiter(task, self, Op.ACQUIRE), self._queue, abandon=self._pass_on, interruptible=self.interruptible)
-        task.held.append(Held(self, Mode.WRITE, site))
+        task.held.append(Held(self, Mode.WRITE, site, subclass))
+
+    @contextlib.contextmanager
+    def nested(self, subclass: int) -> Iterator[None]:
+        """Take and release it at a nesting level: ``with child.nested(1):`` inside of ``with parent:``."""
+        self.acquire(subclass=subclass)
+        try:
+            yield
+        finally:
+            self.release()
 
     def try_acquire(self) -> bool:
         """Take it if it is free; never waits, and so adds no order that could deadlock."""
         task = switch.current()
+        site = self.dep.trylock(task, self) if self.dep is not None else None
         switch.point(Op.TRY_ACQUIRE, self)
         with switch.guard:
-            if self.owner is not None:
-                return False
-            self.owner = task
-        site = self.dep.trylock(task, self) if self.dep is not None else None
-        task.held.append(Held(self, Mode.WRITE, site))
-        return True
+            got = self.owner is None
+            if got:
+                self.owner = task
+        if got:
+            task.held.append(Held(self, Mode.WRITE, site))
+        elif self.dep is not None:
+            self.dep.failed(task, self)
+        return got
 
     def await_free(self) -> None:
         """Wait until nobody holds it, without taking it: the pause of a call that restarts after a failed trylock.
+
+        To lockdep it is a wait like any other: who holds something meanwhile might as well have waited for the lock.
 
         Raises:
             DeadlockError: it could never become free for the caller.
         """
         task = switch.current()
+        if self.dep is not None:
+            self.dep.before(task, self, Mode.WRITE)
         switch.point(Op.AWAIT_FREE, self)
         with switch.guard:
             if self.owner is None:
@@ -184,12 +223,3 @@ class WaitQueue:
             if waiter is not None and waiter in self._queue:
                 self._queue.remove(waiter)
                 waiter.wake()
-
-
-def drop_held(task: Task, lock: object) -> None:
-    """Take the newest hold of ``lock`` off the task's list."""
-    held = task.held
-    for index in range(len(held) - 1, -1, -1):
-        if held[index].lock is lock:
-            del held[index]
-            return

@@ -20,9 +20,8 @@ from typing import Protocol, cast
 
 from memhp.errors import DeadlockError, LockError
 from memhp.locking import switch
-from memhp.locking.lockdep import Lockdep, next_serial
-from memhp.locking.mutex import drop_held
-from memhp.locking.switch import Held, Mode, Op, Task, Waiter
+from memhp.locking.lockdep import Lockdep
+from memhp.locking.switch import Held, Mode, Op, Task, Waiter, drop_held
 
 __all__ = ["PercpuRwSemaphore", "ReadCell"]
 
@@ -60,11 +59,22 @@ class PercpuRwSemaphore:
     ``with rwsem.read:`` and ``with rwsem.write:`` take and release.
     """
 
-    def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, gil: bool | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        dep: Lockdep | None = None,
+        *,
+        lock_class: str | None = None,
+        order: int | None = None,
+        gil: bool | None = None,
+    ) -> None:
+        if getattr(self, "writer", None) is not None or (hasattr(self, "_cells") and self.readers()):
+            raise LockError(f"{name} is made anew while it is held", self)
         self.name = name
         self.lock_class = lock_class or name
-        self.serial = next_serial()
+        self.order = order
         self.dep = dep
+        self.sign = dep.register(self.lock_class) if dep is not None else 0
         self.writer: Task | None = None
         """The task that writes, or has stopped new readers in order to write."""
         # Only an exact threading.local has the interpreter's short path to its attributes.

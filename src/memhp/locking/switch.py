@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from memhp.errors import DeadlockError
 
 if TYPE_CHECKING:
-    from memhp.locking.lockdep import Site
+    from memhp.locking.lockdep import Lockdep
+    from memhp.locking.lockgraph import Site
     from memhp.locking.percpu import ReadCell
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Waitable",
     "control",
     "current",
+    "drop_held",
     "ending_request",
     "guard",
     "park",
@@ -50,6 +52,8 @@ class Mode(enum.Enum):
 
     WRITE = "write"
     READ = "read"
+    RECURSIVE_READ = "recursive read"
+    """A read that gets in past writers that wait, so one may nest in another."""
 
 
 class Op(enum.Enum):
@@ -57,6 +61,7 @@ class Op(enum.Enum):
 
     ACQUIRE = "acquire"
     TRY_ACQUIRE = "try acquire"
+    TRY_READ = "try read"
     RELEASE = "release"
     AWAIT_FREE = "await free"
     READ_ACQUIRE = "read acquire"
@@ -74,8 +79,14 @@ class Lock(Protocol):
     name: str
     lock_class: str
     """Its class, to lockdep: locks with one role share it."""
-    serial: int
-    """Its own number, never used again."""
+    order: int | None
+    """Its place among the locks of its class, if they may nest: in ascending order."""
+    sign: int
+    """Its class as a number, from lockdep; 0 without."""
+
+    @property
+    def dep(self) -> Lockdep | None:
+        """The lockdep that watches it."""
 
 
 class Held(NamedTuple):
@@ -84,9 +95,10 @@ class Held(NamedTuple):
     lock: Lock
     mode: Mode
     site: Site | None
+    subclass: int = 0
 
     def __str__(self) -> str:
-        return self.lock.name if self.mode is Mode.WRITE else f"{self.lock.name} (read)"
+        return self.lock.name if self.mode is Mode.WRITE else f"{self.lock.name} ({self.mode.value})"
 
 
 class Waitable(Protocol):
@@ -104,7 +116,7 @@ class Waitable(Protocol):
 class Task:
     """A thread (or a scheduler's coroutine) as the locks know it."""
 
-    __slots__ = ("__weakref__", "cells", "deferred", "held", "name", "on_park", "signals", "thread", "waiting")
+    __slots__ = ("__weakref__", "cells", "deferred", "held", "name", "on_park", "signals", "thread", "tried", "waiting")
 
     def __init__(self, name: str, thread: threading.Thread | None = None) -> None:
         self.name = name
@@ -112,6 +124,8 @@ class Task:
         self.held: list[Held] = []
         """What it holds, outermost first; reads of a percpu rwsem that nobody watches are in ``cells``."""
         self.cells: weakref.WeakSet[ReadCell] = weakref.WeakSet()
+        self.tried: dict[Lock, tuple[Held, ...]] = {}
+        """Locks that it tried to take and did not get, with what it held then; kept only while lockdep is on."""
         self.waiting: Waiter | None = None
         """What it is parked on. Set and cleared under the guard, cleared by the one who wakes it."""
         self.signals = 0
@@ -137,6 +151,16 @@ class Task:
         slow = [str(held) for held in self.held]
         fast = [f"{cell.lock_name} (read)" for cell in list(self.cells) if cell.count]
         return [*slow, *(name for name in fast if name not in slow)]
+
+
+def drop_held(task: Task, lock: object) -> bool:
+    """Take the newest hold of ``lock`` off the task's list; False if there is none."""
+    held = task.held
+    for index in range(len(held) - 1, -1, -1):
+        if held[index].lock is lock:
+            del held[index]
+            return True
+    return False
 
 
 class Waiter:

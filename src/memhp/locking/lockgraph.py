@@ -1,0 +1,291 @@
+"""The graph of lock classes, and the search for orders in it that can deadlock (``kernel/locking/lockdep.c``).
+
+An edge says that one lock was taken while another was held, and in which modes. A cycle of edges can deadlock only if it
+is *strong*: at every class in it the one who comes has to wait for the one who is there. Who comes for a recursive read
+waits only for a holder who writes; a plain reader waits for a holder who reads too, behind a writer between them; a
+writer waits for everybody. The kernel writes the first as ``-(xR)-> -(Sx)->``, which no strong cycle contains.
+
+The kernel gives up on *gated* cycles, of which every way round is taken under one common lock (it declares ``device_lock`` as
+not validated). Here each edge remembers what else was held, and a cycle counts only if its edges can be under way at the same
+time. Only a class that has one lock can be such a gate: what one lock of a class does speaks for all of them, and two of
+them keep nobody apart. That also keeps the number of edges independent of the number of locks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import CodeType
+
+from memhp.locking.switch import Mode
+
+__all__ = ["Cycle", "Edge", "LockGraph", "Site", "Take"]
+
+_STACK_DEPTH = 24
+_MAX_STEPS = 50_000
+_HERE = __file__.rsplit("/", 1)[0] + "/"
+
+
+class Site:
+    """Where a lock was taken: a stack, kept as code objects and instructions until somebody prints it.
+
+    Attributes:
+        sign: the lock's class, subclass and mode in one number.
+    """
+
+    __slots__ = ("_frames", "_lines", "sign")
+
+    def __init__(self, sign: int = 0) -> None:
+        self.sign = sign
+        self._lines: list[str] | None = None
+        # The instruction is kept, not the line: finding the line decodes a table, which printing can do.
+        frames: list[tuple[CodeType, int]] = []
+        frame = sys._getframe(1)  # noqa: SLF001 - a stack for every acquisition must be cheap
+        for _ in range(_STACK_DEPTH):
+            frames.append((frame.f_code, frame.f_lasti))
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        self._frames = frames
+
+    def lines(self) -> list[str]:
+        """Give the stack innermost first, a line a frame, without the locks' own: ``function() at file:line``."""
+        if self._lines is None:
+            shown = [(code, last) for code, last in self._frames if not code.co_filename.startswith(_HERE)]
+            self._lines = [f"{code.co_qualname}() at {_short(code.co_filename)}:{_line(code, last)}" for code, last in shown]
+        return self._lines
+
+    def __getstate__(self) -> list[str]:
+        # Code can't be sent to another process, its name and place can.
+        return self.lines()
+
+    def __setstate__(self, lines: list[str]) -> None:
+        self.sign, self._frames, self._lines = 0, [], lines
+
+
+def _line(code: CodeType, instruction: int) -> int | None:
+    return next((line for first, end, line in code.co_lines() if first <= instruction < end), None)
+
+
+def _short(file: str) -> str:
+    root = _HERE.rsplit("/", 3)[0] + "/"
+    return file.removeprefix(root)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Take:
+    """One acquisition of a lock.
+
+    Attributes:
+        name: of the lock.
+        lock_class: of the lock.
+        subclass: the nesting level at which it was taken.
+        site: where, if that is known.
+    """
+
+    name: str
+    lock_class: str
+    subclass: int
+    mode: Mode
+    site: Site | None
+
+    @property
+    def key(self) -> str:
+        """The class as the graph has it: ``device_lock``, or ``device_lock/1`` for a subclass."""
+        return f"{self.lock_class}/{self.subclass}" if self.subclass else self.lock_class
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """``after`` was taken while ``before`` was held.
+
+    Attributes:
+        task: who did it.
+        alone: classes of the locks that it held besides in write mode, as far as they have one lock each.
+        shared: the same for locks that it held in a read mode.
+    """
+
+    before: Take
+    after: Take
+    task: str
+    alone: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+
+    def covers(self, other: Edge) -> bool:
+        """Say whether it allows every cycle that ``other`` allows; both are between the same classes."""
+        return (
+            (self.before.mode is Mode.WRITE) is (other.before.mode is Mode.WRITE)
+            and _STRENGTH[self.after.mode] >= _STRENGTH[other.after.mode]
+            and self.alone <= other.alone
+            and self.shared <= other.shared | other.alone
+        )
+
+    def excludes(self, other: Edge) -> bool:
+        """Say whether no two tasks can be at both edges at once, because of what they hold there."""
+        alone, shared = self._holds()
+        others_alone, others_shared = other._holds()
+        return not (alone.isdisjoint(others_alone) and alone.isdisjoint(others_shared) and shared.isdisjoint(others_alone))
+
+    def _holds(self) -> tuple[frozenset[str], frozenset[str]]:
+        held = {self.before.lock_class}
+        return (self.alone | held, self.shared) if self.before.mode is Mode.WRITE else (self.alone, self.shared | held)
+
+    def without_gate(self, lock_class: str) -> Edge:
+        """Give the edge as it is when ``lock_class`` turns out to be no gate."""
+        return replace(self, alone=self.alone - {lock_class}, shared=self.shared - {lock_class})
+
+
+_STRENGTH = {Mode.RECURSIVE_READ: 0, Mode.READ: 1, Mode.WRITE: 2}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cycle:
+    """An order of lock classes that can deadlock: each edge takes what the next one holds, the last what the first holds.
+
+    Attributes:
+        edges: the acquisitions that make it, each with its stacks.
+        unwritten: classes that somebody would have to write for it to deadlock, and nobody was seen to write.
+    """
+
+    edges: tuple[Edge, ...]
+    unwritten: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes in order, beginning with the least: the same for a cycle whichever edge closed it."""
+        keys = [edge.before.key for edge in self.edges]
+        first = keys.index(min(keys))
+        return (*keys[first:], *keys[:first])
+
+
+class LockGraph:
+    """What is known of the orders of lock classes, of one run or of several.
+
+    The graph of a run is ``Lockdep.graph``; :meth:`merged` puts those of several runs together, in which orders meet that no
+    single run had, and :meth:`cycles` lists what could deadlock. Graphs can be pickled, so runs may be in other processes.
+    """
+
+    def __init__(self) -> None:
+        self.written: set[str] = set()
+        """Classes that somebody waited to write."""
+        self.crowded: set[str] = set()
+        """Classes with more than one lock, which are no gates."""
+        self.recursions: dict[str, Edge] = {}
+        """The first acquisition of each class under another lock of it, where that can deadlock."""
+        self.truncated = False
+        """Whether a search was given up because there are too many ways round; then cycles may be missing."""
+        self._out: dict[str, dict[str, list[Edge]]] = {}
+
+    @classmethod
+    def merged(cls, graphs: Iterable[LockGraph]) -> LockGraph:
+        """Put the graphs of several runs into a new one; classes are the same if they have the same name."""
+        graphs = list(graphs)
+        whole = cls()
+        for graph in graphs:
+            whole.written |= graph.written
+            whole.crowded |= graph.crowded
+            whole.truncated |= graph.truncated
+            for key, edge in graph.recursions.items():
+                whole.recursions.setdefault(key, edge)
+        for graph in graphs:
+            for edge in graph.edges():
+                whole.add(edge)
+        return whole
+
+    def edges(self) -> list[Edge]:
+        """Give all edges; one that another one covers is left out."""
+        return [edge for after in self._out.values() for edges in after.values() for edge in edges]
+
+    def edges_from(self, lock_class: str) -> list[Edge]:
+        """Give the edges that begin at a class, any subclass of it."""
+        return [edge for edge in self.edges() if edge.before.lock_class == lock_class]
+
+    def add(self, edge: Edge) -> Edge | None:
+        """Add an edge; gives it as it was added, without gates that are none, or None if it says nothing new."""
+        for gate in (edge.alone | edge.shared) & self.crowded:
+            edge = edge.without_gate(gate)
+        known = self._out.setdefault(edge.before.key, {}).setdefault(edge.after.key, [])
+        if any(other.covers(edge) for other in known):
+            return None
+        known[:] = [other for other in known if not edge.covers(other)]
+        known.append(edge)
+        return edge
+
+    def crowd(self, lock_class: str) -> list[Edge]:
+        """Note that a class has a second lock and so is no gate; gives the edges that became easier to meet."""
+        self.crowded.add(lock_class)
+        gated = [edge for edge in self.edges() if lock_class in edge.alone or lock_class in edge.shared]
+        added = [self.add(edge) for edge in gated]
+        return [edge for edge in added if edge is not None]
+
+    def cycles(self) -> list[Cycle]:
+        """List every cycle of classes that can deadlock, shortest first, each once.
+
+        Cycles that need a writer whom nobody saw are listed too; see ``Cycle.unwritten``. For recursion within a class see
+        ``recursions``.
+        """
+        found: dict[tuple[str, ...], Cycle] = {}
+        for key in sorted(self._out):
+            # Each cycle is looked for from its least class only.
+            for edge in [edge for edges in self._out[key].values() for edge in edges]:
+                for cycle in self.through(edge, least=key):
+                    better = found.get(cycle.classes)
+                    if better is None or len(cycle.unwritten) < len(better.unwritten):
+                        found[cycle.classes] = cycle
+        return sorted(found.values(), key=lambda cycle: (len(cycle.edges), cycle.classes))
+
+    def through(self, edge: Edge, *, least: str = "") -> Iterator[Cycle]:
+        """Give the cycles that begin with ``edge`` and can deadlock; one of classes from ``least`` on only."""
+        goal = edge.before.key
+        near = self._leading_to(goal)
+        steps = 0
+
+        def extend(path: tuple[Edge, ...]) -> Iterator[tuple[Edge, ...]]:
+            nonlocal steps
+            for key, edges in self._out.get(path[-1].after.key, {}).items():
+                if key != goal and (key not in near or key < least or any(step.after.key == key for step in path)):
+                    continue
+                for step in edges:
+                    steps += 1
+                    if steps > _MAX_STEPS:
+                        self.truncated = True
+                        return
+                    if _passes(path[-1], step) or any(step.excludes(other) for other in path):
+                        continue
+                    if key != goal:
+                        yield from extend((*path, step))
+                    elif not _passes(step, edge):
+                        yield (*path, step)
+
+        for path in extend((edge,)):
+            yield Cycle(path, self._unwritten(path))
+
+    def _leading_to(self, goal: str) -> set[str]:
+        before: dict[str, list[str]] = {}
+        for key, after in self._out.items():
+            for other in after:
+                before.setdefault(other, []).append(key)
+        near: set[str] = set()
+        todo = [goal]
+        while todo:
+            for key in before.get(todo.pop(), ()):
+                if key not in near:
+                    near.add(key)
+                    todo.append(key)
+        return near
+
+    def _unwritten(self, path: tuple[Edge, ...]) -> tuple[str, ...]:
+        joints = zip((path[-1], *path[:-1]), path, strict=True)
+        readers = {edge.before.lock_class for comes, edge in joints if behind_writer(comes.after, edge.before)}
+        return tuple(sorted(readers - self.written))
+
+
+def _passes(comes: Edge, there: Edge) -> bool:
+    # A recursive read goes past readers, and past the writers that wait for them.
+    return comes.after.mode is Mode.RECURSIVE_READ and there.before.mode is not Mode.WRITE
+
+
+def behind_writer(comes: Take, there: Take) -> bool:
+    """Say whether the one who comes waits only if a writer waits between the two."""
+    return comes.mode is Mode.READ and there.mode is not Mode.WRITE
