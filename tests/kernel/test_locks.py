@@ -75,6 +75,7 @@ def op_of(thread: threading.Thread) -> tuple[str, Op]:
 
 CHANGE = ["cpu_hotplug_lock (read)", "mem_hotplug_lock (write)"]
 CHAIN = "memory_chain.rwsem (read)"
+DELETED = ["memory32/device_lock", "memory32/s_active (write)", "memory33/device_lock", "memory33/s_active (write)"]
 
 
 # -- the order
@@ -151,12 +152,12 @@ def test_add_takes_the_device_locks_inside_mem_hotplug_lock(boot: Boot, rules: R
 @pytest.mark.fact("4.2", "4.5", "3.25", "3.49", "13.7")
 @pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.DOCUMENTED])
 def test_6_1_deletes_devices_before_mem_hotplug_lock(boot: Boot, rules: Rules, taken: list[str]) -> None:
-    """Removal takes the device locks outside; the chain is not called."""
+    """Removal takes the device locks outside, and waits for the files' users; the chain is not called."""
     machine = with_node_1(boot, rules, blocks=2)
     three(machine, Log())
     taken.clear()
     machine.remove_memory(ROOM, 2 * BLOCK)
-    assert taken == ["device_hotplug_lock", "memory32/device_lock", "memory33/device_lock", *CHANGE, "node1/device_lock"]
+    assert taken == ["device_hotplug_lock", *DELETED, *CHANGE, "node1/device_lock", "node1/s_active (write)"]
 
 
 @pytest.mark.fact("4.2", "4.5", "3.25", "3.49", "13.7")
@@ -166,7 +167,7 @@ def test_6_12_deletes_devices_under_mem_hotplug_lock(boot: Boot, taken: list[str
     three(machine, Log())
     taken.clear()
     machine.remove_memory(ROOM, 2 * BLOCK)
-    assert taken == ["device_hotplug_lock", *CHANGE, "memory32/device_lock", "memory33/device_lock", "node1/device_lock"]
+    assert taken == ["device_hotplug_lock", *CHANGE, *DELETED, "node1/device_lock", "node1/s_active (write)"]
 
 
 @ALL
@@ -178,7 +179,13 @@ def test_what_a_callback_finds_held(boot: Boot, rules: Rules) -> None:
     three(machine, Log(), act=lambda action, _: seen.update({action.name: current().describe_held()}))
     write(machine, "memory32/state", "online")
     write(machine, "memory32/state", "offline")
-    outer = ["device_hotplug_lock", "memory32/device_lock", "cpu_hotplug_lock (read)", "mem_hotplug_lock"]
+    outer = [
+        "memory32/s_active (read)",
+        "device_hotplug_lock",
+        "memory32/device_lock",
+        "cpu_hotplug_lock (read)",
+        "mem_hotplug_lock",
+    ]
     chain = "memory_chain.rwsem (read)"
     expected = {
         "MEM_PREPARE_ONLINE": [*outer, chain],

@@ -803,7 +803,7 @@ def test_the_zone_is_chosen_before_mem_hotplug_lock_is_taken(boot: Boot, rules: 
 
     monkeypatch.setattr(device, "zone_for_pfn_range", choose)
     write(machine, "memory32/state", "online")
-    assert held == [["device_hotplug_lock", "memory32/device_lock"]]
+    assert held == [["memory32/s_active (read)", "device_hotplug_lock", "memory32/device_lock"]]
 
 
 @ALL

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memhp.errors import InvalidInput
@@ -61,7 +60,7 @@ class Lockdep:
                 sign = self._signs[lock_class] = 4 * _SUBCLASSES * next(_signs)
             elif lock_class not in self.graph.crowded:
                 for edge in self.graph.crowd(lock_class):
-                    self._look_for_cycles(edge, ())
+                    self._look_for_cycles(edge)
             return sign
 
     def before(self, task: Task, lock: Lock, mode: Mode, subclass: int = 0) -> Site:
@@ -108,39 +107,41 @@ class Lockdep:
         # Says whether the classes alone decide, so that the same chain need not be looked at again.
         mine = [held for held in task.held if held.lock.dep is self]
         if take.mode is Mode.WRITE and take.lock_class not in self.graph.written:
-            self._note_written(take.lock_class, task.describe_held())
+            self._note_written(take.lock_class)
         if take.mode is Mode.RECURSIVE_READ and any(one.lock is lock and one.mode is not Mode.WRITE for one in mine):
             return False  # it gets in for certain, so it waits for nobody
         general = True
         for index, outer in enumerate(mine):
             edge = _edge(task, mine, index, take)
             if edge.before.key != take.key:
-                self._depend(edge, task)
+                self._depend(edge)
                 continue
             general = False
             why = _recursion(task.name, outer, lock, take)
             if why and take.key not in self.graph.recursions:
                 self.graph.recursions[take.key] = edge
-                self._report(Report("recursive", Cycle((edge,)), task.name, tuple(task.describe_held()), why))
+                self._report(Report("recursive", Cycle((edge,)), why))
         return general
 
-    def _depend(self, edge: Edge, task: Task) -> None:
+    def _depend(self, edge: Edge) -> None:
         added = self.graph.add(edge)
         if added is not None:
-            self._look_for_cycles(added, task.describe_held())
+            self._look_for_cycles(added)
 
-    def _note_written(self, lock_class: str, held: Iterable[str]) -> None:
+    def _note_written(self, lock_class: str) -> None:
         self.graph.written.add(lock_class)
         for edge in self.graph.edges_from(lock_class):
-            self._look_for_cycles(edge, held)
+            self._look_for_cycles(edge)
 
-    def _look_for_cycles(self, edge: Edge, held: Iterable[str]) -> None:
+    def _look_for_cycles(self, edge: Edge) -> None:
         was = self.graph.truncated
         for cycle in self.graph.through(edge):
             classes = cycle.classes
-            if classes in self._reported or (cycle.unwritten and classes in self._warned):
+            warned = self._warned.get(classes)
+            known = warned is not None and len(cycle.unwritten) >= len(warned.cycle.unwritten)
+            if classes in self._reported or known:
                 continue
-            report = Report("circular", cycle, edge.task, tuple(held))
+            report = Report("circular", cycle)
             if cycle.unwritten:
                 self._warned[classes] = report
                 _log.info("%s", report)
@@ -158,11 +159,10 @@ class Lockdep:
 
 def _edge(task: Task, held: list[Held], index: int, take: Take) -> Edge:
     outer = held[index]
-    others = held[:index] + held[index + 1 :]
-    alone = frozenset(one.lock.lock_class for one in others if one.mode is Mode.WRITE)
-    shared = frozenset(one.lock.lock_class for one in others) - alone
+    alone = frozenset(one.lock.lock_class for one in held if one.mode is Mode.WRITE)
+    shared = frozenset(one.lock.lock_class for one in held) - alone
     before = Take(outer.lock.name, outer.lock.lock_class, outer.subclass, outer.mode, outer.site)
-    return Edge(before, take, task.name, alone, shared)
+    return Edge(before, take, task.name, tuple(task.describe_held()), alone, shared)
 
 
 def _recursion(task: str, outer: Held, lock: Lock, take: Take) -> str:

@@ -102,13 +102,15 @@ class Edge:
 
     Attributes:
         task: who did it.
-        alone: classes of the locks that it held besides in write mode, as far as they have one lock each.
-        shared: the same for locks that it held in a read mode.
+        held: what it held, by name.
+        alone: classes of all locks that it held in write mode, ``before`` too, as far as they have one lock each.
+        shared: the same for locks that it held in read modes only.
     """
 
     before: Take
     after: Take
     task: str
+    held: tuple[str, ...] = ()
     alone: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
 
@@ -123,13 +125,9 @@ class Edge:
 
     def excludes(self, other: Edge) -> bool:
         """Say whether no two tasks can be at both edges at once, because of what they hold there."""
-        alone, shared = self._holds()
-        others_alone, others_shared = other._holds()
-        return not (alone.isdisjoint(others_alone) and alone.isdisjoint(others_shared) and shared.isdisjoint(others_alone))
-
-    def _holds(self) -> tuple[frozenset[str], frozenset[str]]:
-        held = {self.before.lock_class}
-        return (self.alone | held, self.shared) if self.before.mode is Mode.WRITE else (self.alone, self.shared | held)
+        return not (
+            self.alone.isdisjoint(other.alone) and self.alone.isdisjoint(other.shared) and self.shared.isdisjoint(other.alone)
+        )
 
     def without_gate(self, lock_class: str) -> Edge:
         """Give the edge as it is when ``lock_class`` turns out to be no gate."""

@@ -18,16 +18,22 @@ class Report:
     Attributes:
         kind: ``circular`` or ``recursive``.
         cycle: the edges; the first one closes it and is the acquisition that was found out.
-        task: who was found out.
-        held: what it held then.
         why: of a recursion, why it is one.
     """
 
     kind: str
     cycle: Cycle
-    task: str
-    held: tuple[str, ...]
     why: str = ""
+
+    @property
+    def task(self) -> str:
+        """Who was found out."""
+        return self.cycle.edges[0].task
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What it held then, by name."""
+        return self.cycle.edges[0].held
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -109,7 +115,7 @@ def _why_endless(cycle: Cycle) -> Iterator[str]:
             line += f", behind a writer that waits for CPU{holder}{seen}"
         yield line
     for number, edge in enumerate(edges):
-        gates = sorted(edge.alone | edge.shared)
+        gates = sorted((edge.alone | edge.shared) - {edge.before.lock_class})
         if gates:
             yield f"  CPU{number} holds besides: {', '.join(gates)}"
 
