@@ -78,11 +78,16 @@ class Machine:
     """
 
     def __init__(
-        self, plan: Plan, *, rules: Rules | str = Rules.DOCUMENTED, device_hotplug_lock: bool = True, lockdep: bool = False
+        self,
+        plan: Plan,
+        *,
+        rules: Rules | str = Rules.DOCUMENTED,
+        device_hotplug_lock: bool = True,
+        lockdep: bool | Lockdep = False,
     ) -> None:
         self.rules = Rules.of(rules)
         _check_plan(plan)
-        self.dep = Lockdep() if lockdep else None
+        self.dep = lockdep if isinstance(lockdep, Lockdep) else Lockdep() if lockdep else None
         self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
         self.memory_chain = NotifierChain(dep=self.dep)
         self.block_size: int = plan.block_size
@@ -131,7 +136,7 @@ class Machine:
         acpi_tables: str | int = 0,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
-        lockdep: bool = False,
+        lockdep: bool | Lockdep = False,
     ) -> Machine:
         """Boot a machine from a description.
 
@@ -149,7 +154,8 @@ class Machine:
                 a hole then, and can't go offline.
             rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
-            lockdep: watch the order of locks.
+            lockdep: watch the order of locks; a :class:`~memhp.locking.Lockdep` to watch several machines, one after the
+                other (see its ``next_run``).
 
         Raises:
             InvalidInput: a malformed value, with its place.
@@ -168,9 +174,11 @@ class Machine:
             raise InvalidInput(slots, "slots", "a number from 0 to 256")
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
-        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor), ("lockdep", lockdep)):
+        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor)):
             if not isinstance(value, bool):
                 raise InvalidInput(value, name, "true or false")
+        if not isinstance(lockdep, bool | Lockdep):
+            raise InvalidInput(lockdep, "lockdep", "true or false")
         plan.slots, plan.physical_bits, plan.five_level_paging = slots, physical_bits, five_level_paging
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
@@ -181,7 +189,7 @@ class Machine:
         *,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
-        lockdep: bool = False,
+        lockdep: bool | Lockdep = False,
     ) -> Machine:
         """Make the twin of a real machine from its files: ``Machine.from_tree(DirTree("/"))``.
 

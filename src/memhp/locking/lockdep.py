@@ -46,6 +46,7 @@ class Lockdep:
         self._reported: set[tuple[str, ...]] = set()
         self._chains: set[tuple[int, ...]] = set()
         self._signs: dict[str, int] = {}
+        self._present: set[str] = set()
 
     @property
     def warnings(self) -> list[Report]:
@@ -58,10 +59,21 @@ class Lockdep:
             sign = self._signs.get(lock_class)
             if sign is None:
                 sign = self._signs[lock_class] = 4 * _SUBCLASSES * next(_signs)
+            if lock_class not in self._present:
+                self._present.add(lock_class)
             elif lock_class not in self.graph.crowded:
                 for edge in self.graph.crowd(lock_class):
                     self._look_for_cycles(edge)
             return sign
+
+    def next_run(self) -> None:
+        """Forget which locks there are, and keep their orders: the locks made from now on play the same roles again.
+
+        For runs one after the other in one process, each with locks of its own: cheaper than a lockdep for each, as what an
+        earlier run showed is not looked at again. Nothing may hold a lock of the last run.
+        """
+        with self._lock:
+            self._present.clear()
 
     def before(self, task: Task, lock: Lock, mode: Mode, subclass: int = 0) -> Site:
         """Check the order of an acquisition that may wait, before it waits."""
@@ -110,10 +122,14 @@ class Lockdep:
             self._note_written(take.lock_class)
         if take.mode is Mode.RECURSIVE_READ and any(one.lock is lock and one.mode is not Mode.WRITE for one in mine):
             return False  # it gets in for certain, so it waits for nobody
+        if not mine:
+            return True
+        situation = _situation(task, mine)
         general = True
-        for index, outer in enumerate(mine):
-            edge = _edge(task, mine, index, take)
-            if edge.before.key != take.key:
+        for outer in mine:
+            before = Take(outer.lock.name, outer.lock.lock_class, outer.subclass, outer.mode, outer.site)
+            edge = Edge(before, take, task.name, *situation)
+            if before.key != take.key:
                 self._depend(edge)
                 continue
             general = False
@@ -157,12 +173,11 @@ class Lockdep:
         _log.warning("%s", report)
 
 
-def _edge(task: Task, held: list[Held], index: int, take: Take) -> Edge:
-    outer = held[index]
+def _situation(task: Task, held: list[Held]) -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
+    # What an edge says of all that is held.
     alone = frozenset(one.lock.lock_class for one in held if one.mode is Mode.WRITE)
     shared = frozenset(one.lock.lock_class for one in held) - alone
-    before = Take(outer.lock.name, outer.lock.lock_class, outer.subclass, outer.mode, outer.site)
-    return Edge(before, take, task.name, tuple(task.describe_held()), alone, shared)
+    return tuple(task.describe_held()), alone, shared
 
 
 def _recursion(task: str, outer: Held, lock: Lock, take: Take) -> str:

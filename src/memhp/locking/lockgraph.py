@@ -13,6 +13,7 @@ them keep nobody apart. That also keeps the number of edges independent of the n
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -174,6 +175,7 @@ class LockGraph:
         self.truncated = False
         """Whether a search was given up because there are too many ways round; then cycles may be missing."""
         self._out: dict[str, dict[str, list[Edge]]] = {}
+        self._into: dict[str, set[str]] = {}
 
     @classmethod
     def merged(cls, graphs: Iterable[LockGraph]) -> LockGraph:
@@ -204,6 +206,7 @@ class LockGraph:
         for gate in (edge.alone | edge.shared) & self.crowded:
             edge = edge.without_gate(gate)
         known = self._out.setdefault(edge.before.key, {}).setdefault(edge.after.key, [])
+        self._into.setdefault(edge.after.key, set()).add(edge.before.key)
         if any(other.covers(edge) for other in known):
             return None
         known[:] = [other for other in known if not edge.covers(other)]
@@ -236,38 +239,38 @@ class LockGraph:
     def through(self, edge: Edge, *, least: str = "") -> Iterator[Cycle]:
         """Give the cycles that begin with ``edge`` and can deadlock; one of classes from ``least`` on only."""
         goal = edge.before.key
-        near = self._leading_to(goal)
-        steps = 0
+        useful = {key for key in self._leading_to(goal) if key >= least}
+        if edge.after.key not in useful:
+            return
+        budget = itertools.count()
 
         def extend(path: tuple[Edge, ...]) -> Iterator[tuple[Edge, ...]]:
-            nonlocal steps
-            for key, edges in self._out.get(path[-1].after.key, {}).items():
-                if key != goal and (key not in near or key < least or any(step.after.key == key for step in path)):
-                    continue
-                for step in edges:
-                    steps += 1
-                    if steps > _MAX_STEPS:
-                        self.truncated = True
-                        return
-                    if _passes(path[-1], step) or any(step.excludes(other) for other in path):
-                        continue
-                    if key != goal:
-                        yield from extend((*path, step))
-                    elif not _passes(step, edge):
-                        yield (*path, step)
+            for step in self._following(path, useful, budget):
+                if step.after.key == goal:
+                    yield (*path, step)
+                else:
+                    yield from extend((*path, step))
 
         for path in extend((edge,)):
-            yield Cycle(path, self._unwritten(path))
+            if not _passes(path[-1], edge):
+                yield Cycle(path, self._unwritten(path))
+
+    def _following(self, path: tuple[Edge, ...], useful: set[str], budget: Iterator[int]) -> Iterator[Edge]:
+        # The edges that go on from a path, to classes where it hasn't been, and can be under way together with it.
+        useful = useful.difference(step.after.key for step in path)
+        for key, edges in self._out.get(path[-1].after.key, {}).items():
+            for step in edges if key in useful else ():
+                if next(budget) >= _MAX_STEPS:
+                    self.truncated = True
+                    return
+                if not _passes(path[-1], step) and not any(step.excludes(other) for other in path):
+                    yield step
 
     def _leading_to(self, goal: str) -> set[str]:
-        before: dict[str, list[str]] = {}
-        for key, after in self._out.items():
-            for other in after:
-                before.setdefault(other, []).append(key)
         near: set[str] = set()
         todo = [goal]
         while todo:
-            for key in before.get(todo.pop(), ()):
+            for key in self._into.get(todo.pop(), ()):
                 if key not in near:
                     near.add(key)
                     todo.append(key)
