@@ -59,6 +59,7 @@ class Locks:
         self.acpi_scan = Mutex("acpi_scan_lock", dep)
         self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
+        self.mf = Mutex("mf_mutex", dep)
         self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)
 
 

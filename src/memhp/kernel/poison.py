@@ -26,7 +26,7 @@ def hard_offline_page(machine: Machine, pfn: Pfn) -> None:
     block = machine.blocks.get(machine.block_id_of(pfn))
     if block is None:
         raise HotplugError(errno.ENXIO, f"there is no page {pfn:#x}")
-    with machine.pages.lock:
+    with machine.locks.mf, machine.pages.lock:
         if not block.present:
             raise HotplugError(errno.ENXIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
@@ -48,7 +48,8 @@ def soft_offline_page(machine: Machine, pfn: Pfn) -> None:
     block = machine.blocks.get(machine.block_id_of(pfn))
     if block is None:
         raise HotplugError(errno.ENXIO, f"there is no page {pfn:#x}")
-    with machine.pages.lock:
+    # soft_offline_page() keeps the page online only until it has it; the model does the rest in the same moment.
+    with machine.locks.mf, machine.online_mems(), machine.pages.lock:
         if not block.present:
             raise HotplugError(errno.EIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
