@@ -19,7 +19,7 @@ class ActiveReference:
     write. So whoever waits inside of a file's handler for a lock that a removal holds is found out.
     """
 
-    __slots__ = ("_drainers", "_gone", "_users", "dep", "lock_class", "name", "order", "sign")
+    __slots__ = ("_drainers", "_remover", "_users", "dep", "lock_class", "name", "order", "sign")
 
     def __init__(self, name: str, dep: Lockdep | None = None, *, lock_class: str | None = None, order: int | None = None) -> None:
         self.name = name
@@ -27,16 +27,18 @@ class ActiveReference:
         self.lock_class = lock_class or name
         self.order = order
         self.sign = dep.register(self.lock_class) if dep is not None else 0
-        self._gone = False
+        self._remover: Task | None = None
         self._users: list[Task] = []
         self._drainers: collections.deque[Waiter] = collections.deque()
 
     def __repr__(self) -> str:
-        return f"<ActiveReference {self.name} users={len(self._users)}{' going' if self._gone else ''}>"
+        return f"<ActiveReference {self.name} users={len(self._users)}{' going' if self._remover else ''}>"
 
     def blockers(self, task: Task, op: Op) -> Iterable[Task]:
-        """Give the users, to whoever drains them."""
-        return tuple(self._users) if op is Op.WRITE_DRAIN else ()
+        """Give the users, to whoever drains them; and who removes the device, to who can't get in any more."""
+        if op is Op.WRITE_DRAIN:
+            return tuple(self._users)
+        return (self._remover,) if op is Op.TRY_READ and self._remover is not None else ()
 
     def ready(self, task: Task, op: Op) -> bool:
         """Say whether ``op`` would not have to wait."""
@@ -48,7 +50,7 @@ class ActiveReference:
         site = self.dep.trylock(task, self, Mode.READ) if self.dep is not None else None
         switch.point(Op.TRY_READ, self)
         with switch.guard:
-            if self._gone:
+            if self._remover is not None:
                 return False
             self._users.append(task)
         task.held.append(Held(self, Mode.READ, site))
@@ -76,17 +78,19 @@ class ActiveReference:
         try:
             switch.point(Op.WRITE_BLOCK, self)
             with switch.guard:
-                self._gone = True
+                self._remover = task
             switch.point(Op.WRITE_DRAIN, self)
             with switch.guard:
                 if self._users:
                     waiter = Waiter(task, self, Op.WRITE_DRAIN)
                     switch.park(waiter, self._drainers, abandon=lambda: None, interruptible=False)
         except BaseException:
-            self.revive()
+            with switch.guard:
+                self._remover = None
             raise
 
     def revive(self) -> None:
         """Let them be used again: the removal that drained them has failed."""
+        switch.point(Op.WRITE_RELEASE, self)
         with switch.guard:
-            self._gone = False
+            self._remover = None

@@ -90,7 +90,7 @@ class Lockdep:
                 self._chains.add(chain)
         return site
 
-    def trylock(self, task: Task, lock: Lock, mode: Mode = Mode.WRITE, subclass: int = 0) -> Site:
+    def trylock(self, task: Task, lock: Lock, mode: Mode, subclass: int = 0) -> Site:
         """Note a trylock: it can't wait, so nothing leads to it; once it succeeded, it is held all the same.
 
         Trying again without having released what was held the first time is waiting in another form, and is taken as that.

@@ -105,7 +105,7 @@ class Mutex:
     def try_acquire(self) -> bool:
         """Take it if it is free; never waits, and so adds no order that could deadlock."""
         task = switch.current()
-        site = self.dep.trylock(task, self) if self.dep is not None else None
+        site = self.dep.trylock(task, self, Mode.WRITE) if self.dep is not None else None
         switch.point(Op.TRY_ACQUIRE, self)
         with switch.guard:
             got = self.owner is None

@@ -61,7 +61,7 @@ class Op(enum.Enum):
 
     ACQUIRE = "acquire"
     TRY_ACQUIRE = "try acquire"
-    TRY_READ = "try read"
+    TRY_READ = "try to read"
     RELEASE = "release"
     AWAIT_FREE = "await free"
     READ_ACQUIRE = "read acquire"
