@@ -72,8 +72,14 @@ class SysfsTree:
         if match:
             block = self._machine.blocks.get(int(match[1]))
             attribute = BLOCK_FILES.get(match[2])
-            if block is not None and attribute is not None and attribute.show is not None and not attribute.show_takes_locks:
-                return attribute.show(self._machine, block)
+            if block is not None and attribute is not None and attribute.show is not None:
+                if not attribute.show_takes_locks:
+                    return attribute.show(self._machine, block)
+                if block.active.get():
+                    try:
+                        return attribute.show(self._machine, block)
+                    finally:
+                        block.active.put()
         return self.open(path).read()
 
     def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
