@@ -202,27 +202,35 @@ def test_a_shell_in_a_guest(series: str, ending: str | signal.Signals, code: int
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     command = [sys.executable, "-m", "memhp.cli", "lab", "boot", "--kernel", series, "--name", f"shell-{series}"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:  # noqa: S603
-        console = Console(ours)
-        console.wait_for(b"memhp:~# ")
-        os.write(ours, b"tty; cat\r")
-        console.wait_for(b"\n/dev/ttyS0")
-        os.write(ours, b"\x03")
-        console.wait_for(b"^C")
-        os.write(ours, b"echo $((6 * 7))\r")
-        console.wait_for(b"\n42\r\n")
-        if isinstance(ending, signal.Signals):
-            process.send_signal(ending)
-        else:
-            os.write(ours, ending.encode())
-        if said:
-            console.wait_for(said.encode())
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)  # noqa: S603
+    try:
+        use_shell(Console(ours), ours, process, ending, said)
         assert process.wait(30) == code
+    finally:
+        process.kill()
+        process.wait()
     assert termios.tcgetattr(theirs) == before
     assert f"shell-{series}" not in [guest.name for guest in running.guests()]
     assert not (running.run_dir() / f"shell-{series}").exists()
     for descriptor in (ours, theirs):
         os.close(descriptor)
+
+
+def use_shell(console: Console, keys: int, process: subprocess.Popen[bytes], ending: str | signal.Signals, said: str) -> None:
+    console.wait_for(b"memhp:~# ")
+    os.write(keys, b"tty; cat\r")
+    console.wait_for(b"\n/dev/ttyS0")
+    os.write(keys, b"\x03")
+    console.wait_for(b"^C")
+    console.wait_for(b"memhp:~# ")
+    os.write(keys, b"echo $((6 * 7))\r")
+    console.wait_for(b"\n42\r\n")
+    if isinstance(ending, signal.Signals):
+        process.send_signal(ending)
+    else:
+        os.write(keys, ending.encode())
+    if said:
+        console.wait_for(said.encode())
 
 
 class Console:
