@@ -218,7 +218,7 @@ def test_a_shell_in_a_guest(series: str, ending: str | signal.Signals, code: int
 
 def use_shell(console: Console, keys: int, process: subprocess.Popen[bytes], ending: str | signal.Signals, said: str) -> None:
     console.wait_for(b"memhp:~# ")
-    os.write(keys, b"tty; cat\r")
+    os.write(keys, b"sh -c 'tty; exec cat'\r")  # one process group, so that Ctrl-C reaches it whenever it comes
     console.wait_for(b"\n/dev/ttyS0")
     os.write(keys, b"\x03")
     console.wait_for(b"^C")
