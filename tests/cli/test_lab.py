@@ -73,3 +73,15 @@ def test_what_has_no_meaning_is_refused_even_without_a_kernel(capsys: pytest.Cap
     (tmp_path / "memhp/kernels/6.1/about.json").write_text('{"release": "r", "version": "v"}')
     assert main(["lab", "run", str(file), "--kernel", "6.1"]) == 2
     assert capsys.readouterr().err.startswith(f"memhp: {file}:3: steps: offline 1: 'me' is not valid; expected no thread")
+
+
+def test_a_kernel_whose_chain_can_not_be_heard_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A scenario needs to know where to listen; a shell doesn't."""
+    (tmp_path / "demo.yaml").write_text(SCENARIO)
+    data = bytearray(0x400)
+    data[0x202:0x206], data[0x20E:0x210], data[0x300:0x307] = b"HdrS", b"\0\1", b"5.10.9 "
+    (tmp_path / "vmlinuz").write_bytes(data)
+    assert main(["lab", "run", str(tmp_path / "demo.yaml"), "--kernel", str(tmp_path / "vmlinuz")]) == 2
+    said = capsys.readouterr().err
+    assert "is Linux 5.10.9, and where its notifier chain can be heard is known only of 6.1 and 6.12" in said
+    assert said.endswith("memhp lab boot boots any\n")

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,3 +185,71 @@ def test_the_kernels_own_selftest_passes(series: str, capfd: pytest.CaptureFixtu
     assert "\t Test with memory notifier error injection" in lines
     assert any("Injecting error (-12) to MEM_GOING_OFFLINE" in line for line in lines if line.startswith("  | "))
     assert lines[-1] == "ok 1 memory-hotplug: mem-on-off-test.sh"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("exit\r", 0, ""),
+        ("echo c > /proc/sysrq-trigger\r", 3, "memhp: the guest's kernel panicked; its console ended with"),
+        (signal.SIGTERM, 130, "memhp: interrupted"),
+        ("\x1d", 0, ""),
+    ],
+    ids=["exit", "panic", "SIGTERM", "Ctrl-]"],
+)
+def test_a_shell_in_a_guest(series: str, ending: str | signal.Signals, code: int, said: str) -> None:
+    """Keys reach it, Ctrl-C too; however it ends, the terminal is as before, and nothing is left."""
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "memhp.cli", "lab", "boot", "--kernel", series, "--name", f"shell-{series}"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)  # noqa: S603
+    try:
+        use_shell(Console(ours), ours, process, ending, said)
+        assert process.wait(30) == code
+    finally:
+        process.kill()
+        process.wait()
+    assert termios.tcgetattr(theirs) == before
+    assert f"shell-{series}" not in [guest.name for guest in running.guests()]
+    assert not (running.run_dir() / f"shell-{series}").exists()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+
+
+def use_shell(console: Console, keys: int, process: subprocess.Popen[bytes], ending: str | signal.Signals, said: str) -> None:
+    console.wait_for(b"memhp:~# ")
+    os.write(keys, b"sh -c 'tty; exec cat'\r")  # one process group, so that Ctrl-C reaches it whenever it comes
+    console.wait_for(b"\n/dev/ttyS0")
+    os.write(keys, b"\x03")
+    console.wait_for(b"^C")
+    console.wait_for(b"memhp:~# ")
+    os.write(keys, b"echo $((6 * 7))\r")
+    console.wait_for(b"\n42\r\n")
+    if isinstance(ending, signal.Signals):
+        process.send_signal(ending)
+    else:
+        os.write(keys, ending.encode())
+    if said:
+        console.wait_for(said.encode())
+
+
+class Console:
+    """What a terminal shows, up to the words that are waited for."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._shown = b""
+
+    def wait_for(self, words: bytes) -> None:
+        while words not in self._shown:
+            assert select.select([self._descriptor], [], [], 60)[0], self._shown
+            self._shown += os.read(self._descriptor, 1 << 12)
+        self._shown = self._shown.partition(words)[2]
+
+
+def test_a_scenario_on_a_kernel_by_path(series: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its series is that of its release."""
+    kernel = kernels.kernel_of(series)
+    (tmp_path / "a.yaml").write_text("machine: {nodes: [512MiB]}\nsteps: [{read: memory0/state, expect: {text: online}}]\n")
+    assert main(["lab", "run", str(tmp_path / "a.yaml"), "--kernel", f"{kernel.image}:{kernel.module_dir}", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")

@@ -121,7 +121,8 @@ class Agent:
             reading[end] = name
             actions += [(os.POSIX_SPAWN_DUP2, writing, target)]
         try:
-            process = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setsid=True)
+            # No session of its own: its leader would take a terminal that it opens (stty) away from the shell there.
+            process = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setpgroup=0)
             self._listen(reading, process, id)
         finally:
             for descriptor in [*reading, *(action[1] for action in actions[1:])]:
