@@ -58,6 +58,26 @@ def test_the_firmware_s_tables_lie_at_the_end_of_low_ram(boot: Boot, memory: str
     assert max(start + nr for start, nr in machine.blocks[block].ram) << 12 == end
 
 
+@pytest.mark.fact("5.15a")
+def test_the_firmware_s_map_of_a_pc_is_that_of_a_guest(boot: Boot) -> None:
+    """As /sys/firmware/memmap of a guest with 512 MiB reads on 6.1 and 6.12; the last range is an AMD CPU's."""
+    machine = boot(["512MiB"], acpi_tables="128KiB")
+    names = sorted(machine.tree.list("/sys/firmware/memmap"), key=int)
+    read = [
+        " ".join(machine.tree.read(f"/sys/firmware/memmap/{n}/{file}").strip() for file in ("start", "end", "type"))
+        for n in names
+    ]
+    assert read == [
+        "0x0 0x9fbff System RAM",
+        "0x9fc00 0x9ffff Reserved",
+        "0xf0000 0xfffff Reserved",
+        "0x100000 0x1ffdffff System RAM",
+        "0x1ffe0000 0x1fffffff Reserved",
+        "0xfffc0000 0xffffffff Reserved",
+        "0xfd00000000 0xffffffffff Reserved",
+    ]
+
+
 def test_nodes_follow_each_other_in_memory(boot: Boot) -> None:
     """Each has its part; one without memory and CPUs is only possible; CPUs are numbered through."""
     machine = boot(["1GiB", {"memory": "512MiB", "cpus": 2}, 0, NodeSpec(memory=GIB, cpus=1)])

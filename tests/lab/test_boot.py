@@ -233,7 +233,7 @@ def test_the_key_that_ends_a_guest() -> None:
 def test_the_commands_say_what_they_take() -> None:
     """Help is there without QEMU, and without its library."""
     program = "import sys; sys.modules['qemu.qmp'] = None; from memhp.cli import main; main(['lab', 'boot', '--help'])"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert set(re.findall(r"--[a-z-]+", ran.stdout)) >= {
         "--kernel",

@@ -202,7 +202,7 @@ def test_a_shell_in_a_guest(series: str, ending: str | signal.Signals, code: int
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     command = [sys.executable, "-m", "memhp.cli", "lab", "boot", "--kernel", series, "--name", f"shell-{series}"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)  # noqa: S603
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     try:
         use_shell(Console(ours), ours, process, ending, said)
         assert process.wait(30) == code

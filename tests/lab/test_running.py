@@ -77,7 +77,7 @@ def test_what_a_dead_owner_leaves_is_removed(root: Path) -> None:
         "print(qemu.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     orphan = os.pidfd_open(int(ran.stdout))
     assert (root / "dead").is_dir()
 

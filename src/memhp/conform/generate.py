@@ -28,6 +28,7 @@ BLOCK = 128 << 20
 _FIRST_DIMM_BLOCK = 32
 _MOST_DIMMS = 6
 _RARELY = 0.08
+_MOSTLY = 0.7
 
 SHAPES: tuple[dict[str, Any], ...] = (
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline"}},
@@ -53,7 +54,7 @@ _POLICY_WRITES = (
     ("auto_movable_ratio", ("301", "25", "50", "100", "0x10", "010", "0", "-1", "7.5", "4294967295", "4294967296", "text")),
     ("auto_movable_numa_aware", ("Y", "N", "N", "foo", "1", "0", "off", "x", "o")),
 )
-_ERRORS = ("-12", "-16", "-1", "-4095", "-5000", "0", "0", "12", "-0x10", "text", "-28\n")
+_ERRORS = ("-12", "-12", "-16", "-1", "-28\n", "-0x10", "-4095", "-5000", "0", "0", "0", "12", "text")
 _INJECTOR = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 _MODULES = ("notifier-error-inject", "memory-notifier-error-inject")
 _READS = ("state", "online", "valid_zones", "removable", "phys_index", "phys_device", "uevent", "bogus")
@@ -114,9 +115,9 @@ class _Generator:
             (2, self._policy),
             (3, self._read_block),
             (2, self._read_mask),
-            (3, self._load),
+            (4, self._load),
             (1, self._unload),
-            (4, self._error),
+            (6, self._error),
             (1, self._uevent),
             (1, self._poison),
         )
@@ -145,9 +146,12 @@ class _Generator:
                     self.used.add(block.id)
         self.used &= set(self.blocks)
 
-    def _some_block(self) -> MemoryBlock:
-        # New ones rather than those of the boot.
+    def _some_block(self, state: BlockState | None = None) -> MemoryBlock:
+        # New ones rather than those of the boot, and in that state rather than in another one.
         new = [block for number, block in self.blocks.items() if number >= _FIRST_DIMM_BLOCK]
+        fitting = [block for block in new if block.state is state]
+        if fitting and self.random.random() < _MOSTLY:
+            return self.random.choice(fitting)
         return self.random.choice(new if new and self.random.random() > _RARELY else list(self.blocks.values()))
 
     def _may_leave(self, block: MemoryBlock) -> bool:
@@ -189,10 +193,10 @@ class _Generator:
         return {"unplug": name}
 
     def _online(self) -> dict[str, Any]:
-        return self._write(f"memory{self._some_block().id}/state", self.random.choice(_TYPES))
+        return self._write(f"memory{self._some_block(BlockState.OFFLINE).id}/state", self.random.choice(_TYPES))
 
     def _offline(self) -> dict[str, Any] | None:
-        block = self._some_block()
+        block = self._some_block(BlockState.ONLINE)
         return self._write(f"memory{block.id}/state", "offline") if self._may_leave(block) else None
 
     def _boolean(self) -> dict[str, Any] | None:
@@ -219,6 +223,8 @@ class _Generator:
 
     def _load(self) -> dict[str, Any]:
         module = self.random.choice(_MODULES)
+        if self.random.random() > _RARELY:  # the one that can be loaded, mostly
+            module = _MODULES[self.machines[0].tree.exists(_INJECTOR.partition("/memory")[0])]
         given = {"priority": self.random.choice((-5, 0, 0, 7, 200))} if module == _MODULES[1] else {}
         for machine in self.machines:
             with contextlib.suppress(HotplugError):
@@ -234,9 +240,8 @@ class _Generator:
 
     def _error(self) -> dict[str, Any] | None:
         file = f"{_INJECTOR}/{self.random.choice(('MEM_GOING_ONLINE', 'MEM_GOING_OFFLINE'))}/error"
-        if self.machines[0].tree.exists(file) or self.random.random() < _RARELY:
-            return self._write(file, self.random.choice(_ERRORS))
-        return None
+        there = self.machines[0].tree.exists(file)
+        return self._write(file, self.random.choice(_ERRORS)) if there or self.random.random() < _RARELY else None
 
     def _uevent(self) -> dict[str, Any]:
         return self._write(f"memory{self._some_block().id}/uevent", self.random.choice(_UEVENTS))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState, OnlineType
+from memhp.kernel.firmwaremap import RESERVED
+from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.rules import Rules
 from memhp.kernel.zones import ARCH_LIMITS, ZoneType
 from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_size, parse_size
@@ -35,6 +37,7 @@ Ram = tuple[tuple[Pfn, int], ...]
 _GIB = 1 << 30
 _HOLE_START = 3 * _GIB
 _HOLE_END = 4 * _GIB
+_FLASH = 256 << 10
 _MAX_BLOCK_SIZE = 2 * _GIB
 # What a PC's firmware leaves of the first MiB: page 0 and 636 KiB..1 MiB are no System RAM.
 _LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
@@ -294,6 +297,7 @@ def plan_from_spec(
         nodes=list(specs),
         blocks=_blocks_of_ranges(_without_tables(ranges, acpi_tables), size),
         parameters=Parameters.of(parameters, rules),
+        firmware=_map_of_pc(ranges, parse_size(acpi_tables, "acpi_tables")),
         room_start=begin,
         room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
         cpu_ids=_number_cpus(specs),
@@ -314,6 +318,34 @@ def _lay_out(specs: Sequence[NodeSpec]) -> list[tuple[int, int, int]]:
             place += part
             missing -= part
     return ranges
+
+
+def _map_of_pc(ranges: list[tuple[int, int, int]], tables: int) -> tuple[tuple[int, int, str], ...] | None:
+    # What QEMU's firmware tells of a PC, as its guests list it in /sys/firmware/memmap; only whoever asks for its tables has it.
+    if not tables:
+        return None
+    low = max(end for _, _, end in ranges if end <= _HOLE_START)
+    high = [(start, end) for start, end in _joined(ranges) if start >= _HOLE_END]
+    kept = [
+        (0x9FC00, 0xA0000),
+        (0xF0000, 0x100000),
+        (low - tables, low),
+        (_HOLE_END - (256 << 10), _HOLE_END),
+        (0xFD << 32, 1 << 40),
+    ]
+    ram = [(0, 0x9FC00), (0x100000, low - tables), *high]
+    return tuple(sorted([(a, b - 1, SYSTEM_RAM) for a, b in ram] + [(a, b - 1, RESERVED) for a, b in kept]))
+
+
+def _joined(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    # The firmware does not tell nodes apart.
+    joined: list[tuple[int, int]] = []
+    for _, start, end in sorted(ranges, key=lambda part: part[1]):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _without_tables(ranges: list[tuple[int, int, int]], given: object) -> list[tuple[int, int, int]]:

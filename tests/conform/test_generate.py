@@ -1,0 +1,52 @@
+"""Generated scenarios: the same for the same seed, playable, and with something happening in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memhp.conform.generate import SHAPES, generate, write_scenario
+from memhp.conform.play import play_model
+from memhp.kernel import Rules
+from memhp.lab.plan import make_plan
+from memhp.scenario import load
+
+
+def test_a_seed_always_makes_the_same_scenario() -> None:
+    """And another seed another one."""
+    assert generate(7, 40).text() == generate(7, 40).text()
+    assert generate(7, 40).steps != generate(12, 40).steps
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_every_scenario_can_be_played_on_both_kernels_rules(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """Each step has a meaning on a real kernel, and names only what is there."""
+    path = write_scenario(generate(seed, 25), tmp_path_factory.mktemp("generated"))
+    scenario = load(path)
+    make_plan(scenario)
+    for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12):
+        assert len(play_model(scenario, rules)) == 26
+
+
+def test_all_machines_and_all_kinds_of_steps_appear(tmp_path: Path) -> None:
+    """Of 2,000 steps enough succeed and enough fail, with several errnos, and the chain is called often."""
+    verbs: Counter[str] = Counter()
+    results: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for seed in range(50):
+        made = generate(seed, 40)
+        verbs.update(next(iter(step)) for step in made.steps)
+        for step in play_model(load(write_scenario(made, tmp_path)), Rules.LINUX_6_12)[1:]:
+            results[step.result] += 1
+            calls.update(line.partition("(")[0] for line in step.heard if line.startswith("MEM_"))
+
+    assert {len(generate(seed, 1).machine["nodes"]) for seed in range(len(SHAPES))} == {2, 3}
+    assert min(verbs[verb] for verb in ("plug", "unplug", "write", "read", "load", "unload")) >= 20
+    assert results["ok"] >= 800
+    assert {"EINVAL", "ENOENT", "EBUSY", "ENOMEM", "EPERM", "EEXIST", "ERANGE"} <= set(results)
+    assert min(calls[action] for action in ("MEM_ONLINE", "MEM_OFFLINE", "MEM_CANCEL_ONLINE", "MEM_CANCEL_OFFLINE")) >= 15
