@@ -15,6 +15,8 @@
     │   └── DeadlockError               a wait that can never end: .chain
     ├── HostError                       a machine's files can't be read: .path .errno .hint
     │   └── NoMemoryBlocks              ... because it has no memory blocks
+    ├── ChangeFailed                    a change of memory did not reach its goal: .outcome
+    ├── HookFailed                      a program that takes part refused, hung or crashed: .path .status .said
     ├── LabError                        a real kernel could not be asked: .hint
     │   ├── LabMissing                  something that the lab needs isn't here: .missing
     │   ├── DimmRefused                 a DIMM can't be plugged in or pulled out: .errno
@@ -30,13 +32,16 @@ from __future__ import annotations
 import errno as _errno
 import os
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "EHWPOISON",
     "AlreadyRegistered",
+    "ChangeFailed",
     "DeadlockError",
     "DimmRefused",
     "GuestFailed",
+    "HookFailed",
     "HostError",
     "HotplugError",
     "Interrupted",
@@ -194,6 +199,32 @@ class HostError(MemhpError):
         self.path = path
         self.errno = errno
         self.hint = hint
+
+
+class ChangeFailed(MemhpError):
+    """A change of memory did not reach its goal; ``outcome`` says exactly what holds now."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(str(outcome))
+        self.outcome: Any = outcome
+
+
+class HookFailed(MemhpError):
+    """A program that takes part in a change refused, hung, crashed or could not be started.
+
+    Attributes:
+        path: the program.
+        status: its exit status, or minus the signal that killed it; None if there is none.
+        said: what it printed to standard error.
+        seconds: how long it ran, where that is what was wrong.
+    """
+
+    def __init__(self, path: object, message: str, *, status: int | None = None, said: str = "", seconds: float = 0.0) -> None:
+        super().__init__(f"{path} {message}" + (f": {said}" if said else ""))
+        self.path = path
+        self.status = status
+        self.said = said
+        self.seconds = seconds
 
 
 class NoMemoryBlocks(HostError):

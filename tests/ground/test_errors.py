@@ -11,9 +11,11 @@ import pytest
 from memhp import MEM_GOING_OFFLINE, NOTIFY_OK, NotifierBlock, errors
 from memhp.errors import (
     AlreadyRegistered,
+    ChangeFailed,
     DeadlockError,
     DimmRefused,
     GuestFailed,
+    HookFailed,
     HostError,
     HotplugError,
     Interrupted,
@@ -55,6 +57,8 @@ EXAMPLES: dict[type[MemhpError], MemhpError] = {
         DeadlockError("for ever", LOCK, ["T1 waits for A", "T2 waits for B"]),
         HostError("/sys/devices/system/memory", "can't be read: Permission denied", errno=errno.EACCES, hint="be root"),
         NoMemoryBlocks("/sys/devices/system/memory", "not there", errno=errno.ENOENT),
+        ChangeFailed("memory40: EBUSY; no block is changed"),
+        HookFailed("/etc/memhp/hooks.d/10-db", "answered with exit status 3", status=3, said="a backup is running"),
         LabError("no room in the guest", "ask for less"),
         LabMissing(["qemu-system-x86_64"], "apt-get install qemu-system-x86"),
         DimmRefused("the guest keeps the DIMM", errno.EBUSY),

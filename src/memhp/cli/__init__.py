@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["console", "main"]
 
 COMMANDS = {
+    "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
+    "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
     "conform": ("memhp.cli.conform", "compare the model with real kernels"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +20,8 @@ from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
     from memhp.abi.directory import Directory
+    from memhp.host.explain import Explanation
+    from memhp.host.plan import Plan
 
 __all__ = ["Block", "Host", "Inventory", "Policy"]
 
@@ -246,6 +248,29 @@ class Host:
             policy=self.policy(),
             deconfigured=tuple(sorted(BlockId(number) for number in known if number not in here)),
         )
+
+    def explain(self, blocks: Iterable[int] | None = None) -> list[Explanation]:
+        """Say of each block, or of each of all, whether it will go offline, and why not; see :mod:`memhp.host.explain`."""
+        from memhp.host.explain import explain  # noqa: PLC0415 - a listing needs none of it
+        from memhp.host.survey import Survey  # noqa: PLC0415
+
+        return explain(Survey.take(self), blocks)
+
+    def plan(
+        self,
+        operation: str,
+        goal: str,
+        *,
+        zone: str | None = None,
+        node: int | None = None,
+        keep_free: int | None = None,
+    ) -> Plan:
+        """Plan to take memory ``offline`` or bring it ``online``: the cheapest blocks; see :func:`memhp.host.plan.make_plan`."""
+        from memhp.host.goal import Operation  # noqa: PLC0415
+        from memhp.host.plan import make_plan  # noqa: PLC0415
+        from memhp.host.survey import Survey  # noqa: PLC0415
+
+        return make_plan(Survey.take(self), Operation(operation), goal, zone=zone, node=node, keep_free=keep_free)
 
     def _block_size(self) -> int:
         path = f"{MEMORY}/block_size_bytes"

@@ -328,7 +328,12 @@ def _kpagecount(machine: Machine, offset: int, size: int) -> bytes:
     return read_kpagecount(machine, offset, size)
 
 
+def _iomem(machine: Machine, what: None) -> str:
+    return str(machine.iomem)
+
+
 PROC_FILES = {
+    "iomem": Attribute(0o444, _iomem),
     "kpagecount": Attribute(0o400, read_bytes=_kpagecount),
     "kpageflags": Attribute(0o400, read_bytes=_kpageflags),
     "meminfo": Attribute(0o444, proc.meminfo),

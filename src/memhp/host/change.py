@@ -1,0 +1,531 @@
+"""Carrying out a plan as one transaction: everything that was asked for, or nothing, or an exact account of what holds.
+
+First everybody is asked: callbacks and hooks hear GOING_* of each block, and a refusal ends it before anything was written.
+Then block by block. A block that fails is replaced by the plan's next best; where blocks were named there is none. If the goal
+can't be reached, what was done is undone in reverse order, each block to the zone that it had, unless a part is welcome. Each
+call of GOING_* is followed by one that says how it ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memhp.abi.paths import MEMORY
+from memhp.abi.proc import MEMINFO, ZONEINFO, parse_meminfo, parse_zoneinfo
+from memhp.abi.tree import DirTree, Tree
+from memhp.errors import ChangeFailed, HostError, InvalidInput
+from memhp.events import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    NO_CHANGE,
+    MemoryNotify,
+)
+from memhp.host.evidence import KernelLog, culprits
+from memhp.host.goal import Operation
+from memhp.host.hooks import Hook
+from memhp.host.journal import Before, Journal
+from memhp.host.plan import Plan, Step
+from memhp.host.writer import Writer, Written, writer_for
+from memhp.notifier import NotifierBlock, NotifierChain, NotifyResult
+from memhp.units import Pfn, format_ids
+
+__all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction"]
+
+_ACTIONS = {
+    Operation.OFFLINE: (MEM_GOING_OFFLINE, MEM_OFFLINE, MEM_CANCEL_OFFLINE),
+    Operation.ONLINE: (MEM_GOING_ONLINE, MEM_ONLINE, MEM_CANCEL_ONLINE),
+}
+_EXPLAINED = frozenset({errno.EBUSY, errno.EINTR})
+
+Progress = Callable[[str, dict[str, Any]], None]
+"""Hears what happens: ``ask``, ``write``, ``done``, ``failed``, ``undo`` with the block's id and more."""
+
+
+class Result(enum.Enum):
+    """How a transaction ended; the values are the exit codes of the commands."""
+
+    DONE = 0
+    """The goal is reached."""
+    UNCHANGED = 1
+    """Nothing is changed: it was refused, or undone."""
+    PARTLY = 64
+    """A part is done: because that was welcome, or because it could not be undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A try that failed.
+
+    Attributes:
+        block: the block's id.
+        word: what was written, or would have been.
+        errno: what came of it.
+        text: the same in words.
+        seconds: how long it took, 0 if nothing was written.
+        evidence: what held it up, as far as it can be told.
+        undo: whether it was a try to undo.
+        asked: whether it failed before a write, because somebody who was asked refused.
+    """
+
+    block: int
+    word: str
+    errno: int
+    text: str
+    seconds: float = 0.0
+    evidence: tuple[str, ...] = ()
+    undo: bool = False
+    asked: bool = False
+
+    def __str__(self) -> str:
+        why = f" ({'; '.join(self.evidence)})" if self.evidence else ""
+        return f"memory{self.block}: {self.text}{why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A block that is not as it was and could not be put back."""
+
+    block: int
+    before: str
+    now: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"memory{self.block} was {self.before} and is {self.now}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        plan: what was to be done.
+        result: done, unchanged or partly.
+        changed: the blocks that are changed now, in the order in which they were.
+        undone: the blocks that were changed and are as before again.
+        stuck: the blocks that are neither.
+        attempts: what failed on the way; a try in vain each.
+        others: blocks that somebody else brought into the wanted state meanwhile.
+        seconds: how long it all took.
+        reason: why it isn't done; '' if it is.
+    """
+
+    plan: Plan
+    result: Result
+    changed: tuple[int, ...] = ()
+    undone: tuple[int, ...] = ()
+    stuck: tuple[Stuck, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    others: tuple[int, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def vain(self) -> int:
+        """How many writes failed."""
+        return sum(not attempt.undo and not attempt.asked for attempt in self.attempts)
+
+    def __str__(self) -> str:
+        verb = self.plan.operation.value
+        if self.result is Result.DONE:
+            return f"memory{format_ids(self.changed)} {verb}" if self.changed else f"nothing to do: all of it is {verb} already"
+        held = f"memory{format_ids(self.changed)} {verb}" if self.changed else "no block is changed"
+        undone = f"; memory{format_ids(self.undone)} put back" if self.undone else ""
+        stuck = "".join(f"; {block}" for block in self.stuck)
+        return f"{self.reason}; {held}{undone}{stuck}"
+
+
+class _GiveUp(Exception):
+    """The goal can't be reached."""
+
+
+@dataclass(slots=True)
+class _Done:
+    # What a transaction has come to.
+    changed: list[Step] = field(default_factory=list)
+    undone: list[int] = field(default_factory=list)
+    stuck: list[Stuck] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+
+
+class Transaction:
+    """One plan being carried out; :meth:`run` once.
+
+    Args:
+        tree: the machine.
+        plan: what to do.
+        chain: who is asked and told.
+        timeout: seconds for each write; None waits for ever.
+        partial: whether a part of the goal is welcome.
+        hooks: programs to ask and tell, after those of the chain with a priority of at least 0 that are there already.
+        journal: where to note it, None: nowhere.
+        progress: hears what happens.
+        explain: says of a block why it did not go; None: not asked.
+        writer: writes; made for the tree if not given.
+
+    Raises:
+        InvalidInput: a limit that is no number of seconds.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        plan: Plan,
+        *,
+        chain: NotifierChain,
+        timeout: float | None = None,
+        partial: bool = False,
+        hooks: Sequence[Hook] = (),
+        journal: Journal | None = None,
+        progress: Progress | None = None,
+        explain: Callable[[int], str] | None = None,
+        writer: Writer | None = None,
+    ) -> None:
+        if timeout is not None and not timeout > 0:
+            raise InvalidInput(timeout, "timeout", "a number of seconds above 0")
+        self.tree = tree
+        self.plan = plan
+        self.outcome: Outcome | None = None
+        """What came of it, once it has ended, also by an exception."""
+        self._chain = chain
+        self._timeout = timeout
+        self._partial = partial
+        self._hooks = tuple(hooks)
+        self._journal = journal
+        self._progress = progress or (lambda what, details: None)
+        self._explain = explain
+        self._writer = writer or writer_for(tree)
+        self._log = KernelLog(tree)
+        self._done = _Done()
+        self._asked: dict[int, tuple[Step, Operation, MemoryNotify]] = {}
+
+    def run(self) -> Outcome:
+        """Carry it out; what came of it is also in ``outcome``, whatever happens.
+
+        Raises:
+            ChangeFailed: the goal isn't reached, and a part of it isn't welcome or there is none; ``outcome`` says what holds.
+            HostError: the tree is a copy, or may not be written.
+            BaseException: Ctrl-C and the like, after what was done is undone.
+        """
+        begun = time.monotonic()
+        _check_writable(self.tree)
+        if self.plan.problems:
+            self.outcome = self._concluded("; ".join(self.plan.problems), begun)
+            raise ChangeFailed(self.outcome)
+        blocks = [self._chain.register(NotifierBlock(hook, 0, hook.path.name)) for hook in self._hooks]
+        reason = ""
+        try:
+            self._begin()
+            reason = self._carry_out()
+        finally:
+            for block in blocks:
+                block.unregister()
+            self._writer.close()
+            self._log.close()
+            self.outcome = self._concluded(reason or ("interrupted" if not self._reached else ""), begun)
+            if self._journal is not None:
+                self._journal.end()
+        if self.outcome.result is Result.DONE or (
+            self.outcome.result is Result.PARTLY and self._partial and not self.outcome.stuck
+        ):
+            return self.outcome
+        raise ChangeFailed(self.outcome)
+
+    # -- the way there, and back
+
+    @property
+    def _reached(self) -> bool:
+        done = len(self._done.changed) + (len(self._done.others) if self.plan.exact else 0)
+        return done >= len(self.plan.steps)
+
+    def _begin(self) -> None:
+        if self._journal is None:
+            return
+        self._journal.begin(self.plan.operation.value, self.plan.goal.text)
+        for step in self.plan.steps:
+            self._journal.block(_before(step))
+
+    def _carry_out(self) -> str:
+        # Gives why the goal wasn't reached, or ''.
+        try:
+            self._forward()
+        except _GiveUp as why:
+            self._backward()
+            return str(why)
+        except BaseException:
+            self._backward()
+            raise
+        return ""
+
+    def _forward(self) -> None:
+        spare = iter(self.plan.spare)
+        operation = self.plan.operation
+        ready = [step if self._ask(step, operation) else self._another(spare) for step in self.plan.steps]
+        for step in ready:
+            chosen = step
+            while chosen is not None and not self._change(chosen):
+                chosen = self._another(spare)
+        if not self._reached:
+            raise _GiveUp(self._last_words())
+
+    def _another(self, spare: Iterator[Step]) -> Step | None:
+        # The next best block that nobody objects to.
+        if self.plan.exact:
+            if self._partial:
+                return None
+            raise _GiveUp(self._last_words())
+        for step in spare:
+            if self._journal is not None:
+                self._journal.block(_before(step))
+            if self._ask(step, self.plan.operation):
+                return step
+        if self._partial:
+            return None
+        raise _GiveUp(self._last_words())
+
+    def _last_words(self) -> str:
+        return str(self._done.attempts[-1]) if self._done.attempts else "the goal can't be reached"
+
+    def _backward(self) -> None:
+        for number in list(self._asked):
+            self._tell(number, happened=False)
+        if self._partial:
+            return
+        steps, self._done.changed = self._done.changed, []
+        while steps:
+            step = steps.pop()
+            try:
+                self._undo(step)
+            except BaseException:
+                for left in [*steps, step]:
+                    now = self._describe(left.block.id)
+                    self._done.stuck.append(Stuck(left.block.id, _was(left), now, "putting it back was interrupted"))
+                raise
+
+    def _undo(self, step: Step) -> None:
+        back = _reverse(step, self.plan.operation)
+        other = Operation.ONLINE if self.plan.operation is Operation.OFFLINE else Operation.OFFLINE
+        self._progress("undo", {"block": step.block.id})
+        if self._ask(back, other, undo=True) and self._write(back, other, undo=True):
+            now = self._describe(step.block.id)
+            if now == _was(step):
+                self._done.undone.append(step.block.id)
+                self._note("undone", step)
+            else:
+                self._done.stuck.append(Stuck(step.block.id, _was(step), now, "the kernel chose that zone"))
+            return
+        why = str(self._done.attempts[-1].text)
+        self._done.stuck.append(Stuck(step.block.id, _was(step), self._describe(step.block.id), why))
+
+    # -- one block
+
+    def _ask(self, step: Step, operation: Operation, *, undo: bool = False) -> bool:
+        block = step.block
+        going, _, _ = _ACTIONS[operation]
+        arg = self._arg(step, operation)
+        self._asked[block.id] = step, operation, arg
+        self._note("asked", step)
+        self._progress("ask", {"block": block.id})
+        answer = self._call(step, going, arg)
+        if answer.errno <= 0:
+            return True
+        self._tell(block.id, happened=False)
+        cause = f": {answer.cause}" if answer.cause is not None else ""
+        text = f"{answer.callback} refused {going.name} with {answer}{cause}"
+        self._fail(Attempt(block.id, step.word, answer.errno, text, undo=undo, asked=True))
+        return False
+
+    def _tell(self, number: int, *, happened: bool) -> None:
+        step, operation, arg = self._asked.pop(number)
+        _, done, cancel = _ACTIONS[operation]
+        try:
+            self._call(step, done if happened else cancel, arg)
+        finally:
+            self._note("told", step)
+
+    def _call(self, step: Step, action: Any, arg: MemoryNotify) -> NotifyResult:
+        block = step.block
+        for hook in self._hooks:
+            hook.context = {
+                "MEMHP_BLOCK": f"memory{block.id}",
+                "MEMHP_NODE": str(step.node),
+                "MEMHP_ZONE": step.zone,
+                "MEMHP_START": f"{block.start:#x}",
+                "MEMHP_END": f"{block.end - 1:#x}",
+                "MEMHP_SIZE": str(block.size),
+            }
+        return self._chain.call(action, arg)
+
+    def _change(self, step: Step) -> bool:
+        number = step.block.id
+        if number not in self._asked:
+            return False
+        if self.plan.operation is Operation.OFFLINE and (short := self._too_little()):
+            self._tell(number, happened=False)
+            self._fail(Attempt(number, step.word, errno.ENOMEM, short, asked=True))
+            raise _GiveUp(short)
+        state = self._state(number)
+        if state != self.plan.operation.from_state:
+            there = state == self.plan.operation.value
+            self._tell(number, happened=there)
+            if there:
+                self._done.others.append(number)
+            self._fail(
+                Attempt(number, step.word, errno.EBUSY, f"somebody else changed it: it is {state or 'gone'} now", asked=True)
+            )
+            return there and self.plan.exact
+        return self._write(step, self.plan.operation)
+
+    def _write(self, step: Step, operation: Operation, *, undo: bool = False) -> bool:
+        number = step.block.id
+        self._note("write", step)
+        self._progress("write", {"block": number, "word": step.word})
+        self._log.new()
+        try:
+            written = self._writer.write(f"{MEMORY}/memory{number}/state", step.word, self._timeout)
+        except BaseException:
+            # The write was ended, and came to something or nothing.
+            self._settle(step, operation, undo=undo)
+            raise
+        return self._judge(step, operation, written, undo=undo)
+
+    def _settle(self, step: Step, operation: Operation, *, undo: bool) -> None:
+        happened = self._state(step.block.id) == operation.value
+        if happened and not undo:
+            self._done.changed.append(step)
+        self._tell(step.block.id, happened=happened)
+
+    def _judge(self, step: Step, operation: Operation, written: Written, *, undo: bool) -> bool:
+        number = step.block.id
+        state = self._state(number)
+        happened = state == operation.value
+        if happened and not undo:
+            self._done.changed.append(step)
+        self._tell(number, happened=happened)
+        if happened:
+            self._progress("done", {"block": number, "seconds": written.seconds})
+            return True
+        text = str(written) if written.errno else f"the write was taken, but it is {state or 'gone'}: somebody changed it back"
+        if written.pending:
+            text += f"; it is {state} and may still change"
+        evidence = self._evidence(step, written) if operation is Operation.OFFLINE else ()
+        self._fail(Attempt(number, step.word, written.errno, text, written.seconds, evidence, undo))
+        return False
+
+    def _evidence(self, step: Step, written: Written) -> tuple[str, ...]:
+        pages = step.block.size // self.plan.page_size
+        found = culprits(self._log.new(), step.block.start // self.plan.page_size, pages)[:3]
+        if not found and self._explain is not None and written.errno in _EXPLAINED and not written.waited:
+            found = [self._explain(step.block.id)]
+        return tuple(found)
+
+    # -- looking
+
+    def _state(self, number: int) -> str:
+        try:
+            return self.tree.read(f"{MEMORY}/memory{number}/state").strip()
+        except OSError:
+            return ""
+
+    def _describe(self, number: int) -> str:
+        state = self._state(number)
+        if state != "online":
+            return state or "gone"
+        try:
+            zone = self.tree.read(f"{MEMORY}/memory{number}/valid_zones").strip()
+        except OSError:
+            return state
+        return f"{state} in {zone}"
+
+    def _too_little(self) -> str:
+        # Somebody may have taken memory since the plan was made.
+        if self.plan.floor is None:
+            return ""
+        try:
+            available = parse_meminfo(self.tree.read(MEMINFO)).get("MemAvailable")
+        except OSError:
+            return ""
+        if available is None or available - self.plan.block_size >= self.plan.floor:
+            return ""
+        return "only so little memory is available by now that the floor would be passed"
+
+    def _arg(self, step: Step, operation: Operation) -> MemoryNotify:
+        pages = step.block.size // self.plan.page_size
+        normal, any_memory = self._nids(step, operation, pages)
+        return MemoryNotify(Pfn(step.block.start // self.plan.page_size), pages, normal, any_memory)
+
+    def _nids(self, step: Step, operation: Operation, pages: int) -> tuple[int, int]:
+        # mm/memory_hotplug.c, node_states_check_changes_online() and _offline(), with what zoneinfo says is present.
+        try:
+            zones = [zone for zone in parse_zoneinfo(self.tree.read(ZONEINFO)) if zone.node == step.node]
+        except (OSError, InvalidInput):
+            return NO_CHANGE, NO_CHANGE
+        kernel = sum(zone.present for zone in zones if zone.name not in {"Movable", "Device"})
+        movable = sum(zone.present for zone in zones if zone.name == "Movable")
+        in_kernel = step.zone != "Movable"
+        if operation is Operation.ONLINE:
+            changes = in_kernel and kernel == 0, kernel + movable == 0
+        else:
+            changes = in_kernel and pages >= kernel, pages >= kernel + movable
+        return step.node if changes[0] else NO_CHANGE, step.node if changes[1] else NO_CHANGE
+
+    # -- noting
+
+    def _note(self, what: str, step: Step) -> None:
+        if self._journal is not None:
+            self._journal.note(what, id=step.block.id)
+
+    def _fail(self, attempt: Attempt) -> None:
+        self._done.attempts.append(attempt)
+        self._progress("failed", {"block": attempt.block, "text": str(attempt)})
+
+    def _concluded(self, reason: str, begun: float) -> Outcome:
+        done = self._done
+        changed = tuple(int(step.block.id) for step in done.changed)
+        if self._reached and not self.plan.problems and not done.stuck:
+            result, reason = Result.DONE, ""
+        else:
+            result = Result.PARTLY if changed or done.stuck else Result.UNCHANGED
+            reason = reason or self._last_words()
+        return Outcome(
+            plan=self.plan,
+            result=result,
+            changed=changed,
+            undone=tuple(done.undone),
+            stuck=tuple(done.stuck),
+            attempts=tuple(done.attempts),
+            others=tuple(done.others),
+            seconds=time.monotonic() - begun,
+            reason=reason,
+        )
+
+
+def _check_writable(tree: Tree) -> None:
+    if isinstance(tree, DirTree) and not tree.writable:
+        raise HostError(str(tree.root), "a copy, or a machine that is only looked at, can't be changed", errno=errno.EROFS)
+
+
+def _before(step: Step) -> Before:
+    return Before(int(step.block.id), step.node, step.block.state, step.block.zone or "")
+
+
+def _was(step: Step) -> str:
+    block = step.block
+    return f"online in {block.zone}" if block.online and block.zone else block.state
+
+
+def _reverse(step: Step, operation: Operation) -> Step:
+    if operation is Operation.ONLINE:
+        return replace(step, word="offline")
+    word = {"Movable": "online_movable", "": "online"}.get(step.block.zone or "", "online_kernel")
+    return replace(step, word=word, zone=step.block.zone or "")
