@@ -7,7 +7,7 @@ from memhp.kernel.buddy import Section
 from memhp.kernel.holdings import Holding
 from memhp.kernel.kinds import MAX_ORDER, MigrateType
 from memhp.kernel.zones import Zone
-from memhp.units import PAGES_PER_SECTION
+from memhp.units import PAGES_PER_SECTION, Pfn
 
 __all__ = ["check_pages", "owners_in"]
 
@@ -28,7 +28,7 @@ def owners_in(machine: Machine, section: Section) -> list[object]:
         for pfn in range(base, base + PAGES_PER_SECTION):
             if pages.kinds[pfn]:
                 assert found[pfn - base] is None, f"page {pfn:#x} is single and in a run"
-                found[pfn - base] = pages.holder_of(pfn) or "cpu"
+                found[pfn - base] = pages.holder_of(Pfn(pfn)) or "cpu"
     return found
 
 
