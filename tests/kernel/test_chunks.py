@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno as errnos
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -218,7 +220,7 @@ def test_freeing_what_is_another_s(boot: Boot) -> None:
         machine.pages.free_pages_bulk(mine, np.array([1.5]))
     foreign = other.pages.alloc_pages()
     for what in (foreign, None, 5, "page"):
-        with pytest.raises(InvalidInput, match="what was allocated|what this machine allocated"):
+        with pytest.raises(InvalidInput, match=r"what was allocated|what this machine allocated"):
             machine.pages.free_pages(what)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="an allocation of this machine"):
         machine.free_pages(other.alloc_pages(5, blocks=[1]))
@@ -436,3 +438,13 @@ class Allocator(RuleBasedStateMachine):
 
 Allocator.TestCase.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)
 TestAllocator = Allocator.TestCase
+
+
+def test_numpy_comes_with_the_first_chunk() -> None:
+    """Neither importing memhp nor runs of pages need it."""
+    script = (
+        "import sys, memhp; m = memhp.Machine.boot('1GiB'); m.free_pages(m.alloc_pages(100)); m.tree.read('/proc/meminfo');"
+        "print('numpy' in sys.modules); m.pages.alloc_pages(); print('numpy' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    assert output == "False\nTrue\n"

@@ -146,7 +146,7 @@ def test_a_command_that_is_interrupted_leaves_no_guest(
     scenario = tmp_path / "demo.yaml"
     scenario.write_text("machine: {nodes: [1GiB]}\nsteps: [{offline: 1}]\n")
     command = [sys.executable, "-m", "memhp.cli", "lab", "run", str(scenario), "--kernel", "6.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     ends = os.pidfd_open(process.pid)
     ready = select.select([alive, ends], [], [], 60)[0]
     os.close(ends)

@@ -19,7 +19,6 @@ from memhp.events import (
     MemoryNotify,
 )
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.pages import PageKind
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import current, requires
 from memhp.units import Pfn, format_mem

@@ -371,9 +371,7 @@ class Pages:
 
     def held_in(self, blocks: list[MemoryBlock]) -> list[Extent | Place]:
         """List what is in use in the blocks, but for their own memmap: runs, and the first of the chunks of each block."""
-        found: list[Extent | Place] = [
-            extent for block in blocks for extent in block.used if extent.kind is not PageKind.MEMMAP
-        ]
+        found: list[Extent | Place] = [extent for block in blocks for extent in block.used if extent.kind is not PageKind.MEMMAP]
         if self._chunks is not None:
             for block in blocks:
                 for leaving in Leaving:
