@@ -19,14 +19,12 @@ from memhp.events import (
     MemoryNotify,
 )
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.pages import PageKind
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import current, requires
 from memhp.units import Pfn, format_mem
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
-    from memhp.kernel.pages import Extent
     from memhp.notifier import NotifyResult
 
 __all__ = ["adjust_present_page_count", "ask", "offline_pages", "online_pages", "tell"]
@@ -137,6 +135,7 @@ def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: 
             zone.put(block)
             zone.managed += _usable(block)
             adjust_present_page_count(zone, block, _usable(block))
+        machine.pages.come(blocks)
     _set_masks(machine, arg)
 
 
@@ -174,15 +173,15 @@ def _mask_changes(arg: MemoryNotify) -> list[tuple[NodeState, int]]:
 def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult) -> None:
     # The document's NOTIFY_BAD at MEM_ONLINE. Callbacks before this one may hold pages of the range already: movable ones
     # migrate; CANCEL is the owner's moment to free the others. What is still held then can't be taken away under its user.
-    for block in blocks:
-        block.isolated = True
+    with machine.pages.lock:
+        machine.pages.set_isolated(blocks, isolated=True)
     with contextlib.suppress(PageRefusal):
         machine.pages.evacuate(blocks)
-    clean = not _held(blocks)
+    clean = not machine.pages.held_in(blocks)
     if clean:
         _make_absent(machine, zone, blocks, arg)
     tell(machine, MEM_CANCEL_ONLINE, arg)
-    left = [] if clean else _held(blocks)
+    left = [] if clean else machine.pages.held_in(blocks)
     if left:
         machine.pages.unisolate(blocks)
         holds = f"but it stays online: {left[0]} was not given back"
@@ -191,10 +190,6 @@ def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], a
         _make_absent(machine, zone, blocks, arg)
     _remove_from_zone(zone, blocks)
     _raise_refusal(machine, answer, MEM_ONLINE, arg, "it is offline again")
-
-
-def _held(blocks: list[MemoryBlock]) -> list[Extent]:
-    return [extent for block in blocks for extent in block.used if extent.allocation.kind is not PageKind.MEMMAP]
 
 
 # -- offline
@@ -233,6 +228,8 @@ def offline_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> No
             machine.pages.unisolate(blocks)
             tell(machine, MEM_CANCEL_OFFLINE, arg)
             raise
+        finally:
+            machine.pages.lists_work()
     _make_absent(machine, zone, blocks, arg)
     answer = tell(machine, MEM_OFFLINE, arg)
     if machine.rules.value.done_can_refuse and answer is not None and answer.errno:
@@ -279,6 +276,7 @@ def _drain(machine: Machine, blocks: list[MemoryBlock]) -> None:
 
 def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify) -> None:
     with machine.pages.lock:
+        machine.pages.go(blocks)
         for block in blocks:
             zone.managed -= _usable(block)
             adjust_present_page_count(zone, block, -_usable(block))

@@ -96,6 +96,8 @@ class PageKind(enum.Enum):
     """Which pageblocks it is allocated from."""
     order: int
     """The order of one of it: 9 for huge pages, else 0."""
+    code: int
+    """Its number in arrays, from 1."""
 
     @classmethod
     def of(cls, value: object) -> PageKind:
@@ -127,5 +129,5 @@ _TRAITS = {
     PageKind.MEMMAP: (Leaving.GOES_ALONG, MigrateType.UNMOVABLE, 0),
     PageKind.POISONED: (Leaving.GOES_ALONG, MigrateType.UNMOVABLE, 0),
 }
-for _kind, (_leaving, _migratetype, _order) in _TRAITS.items():
-    _kind.leaving, _kind.migratetype, _kind.order = _leaving, _migratetype, _order
+for _code, (_kind, (_leaving, _migratetype, _order)) in enumerate(_TRAITS.items(), 1):
+    _kind.leaving, _kind.migratetype, _kind.order, _kind.code = _leaving, _migratetype, _order, _code

@@ -60,7 +60,7 @@ def read_kpagecount(machine: Machine, offset: int, size: int) -> bytes:
     Raises:
         HotplugError: EINVAL, they are no multiples of 8.
     """
-    return _read(machine, offset, size, _counts_of, 0)
+    return _read(machine, offset, size, functools.partial(_counts_of, machine), 0)
 
 
 def flag_words(kind: PageKind, *, newer: bool) -> tuple[int, int]:
@@ -111,16 +111,31 @@ def _flags_of(machine: Machine, block: MemoryBlock) -> Words:
         words[start - block.start_pfn :][:nr_pages] = _BUDDY
     newer = machine.rules.value.counters == "6.12"
     for extent in block.used:
-        head, tail = flag_words(extent.allocation.kind, newer=newer)
+        head, tail = flag_words(extent.kind, newer=newer)
         part = words[extent.start_pfn - block.start_pfn :][: extent.nr_pages]
         part[:] = tail
-        part[:: 1 << extent.allocation.kind.order] = head
+        part[:: 1 << extent.kind.order] = head
+    for start, kinds, tails in machine.pages.chunks.states_in(block) if machine.pages.has_chunks else ():
+        here = words[start - block.start_pfn :][: len(kinds)]
+        heads_of, tails_of = _tables(newer=newer)
+        here[kinds > 0] = np.where(tails, tails_of[kinds], heads_of[kinds])[kinds > 0]
     return words
 
 
-def _counts_of(block: MemoryBlock) -> Words:
+@functools.lru_cache
+def _tables(*, newer: bool) -> tuple[Words, Words]:
+    heads, tails = np.zeros(256, np.uint64), np.zeros(256, np.uint64)
+    for kind in PageKind:
+        heads[kind.code], tails[kind.code] = flag_words(kind, newer=newer)
+    return heads, tails
+
+
+def _counts_of(machine: Machine, block: MemoryBlock) -> Words:
     words = np.zeros(block.nr_pages, np.uint64)
     for extent in block.used:
-        if extent.allocation.kind in _MAPPED:
+        if extent.kind in _MAPPED:
             words[extent.start_pfn - block.start_pfn :][: extent.nr_pages] = 1
+    mapped = np.isin(np.arange(256), [kind.code for kind in _MAPPED])
+    for start, kinds, _ in machine.pages.chunks.states_in(block) if machine.pages.has_chunks else ():
+        words[start - block.start_pfn :][: len(kinds)][mapped[kinds]] = 1
     return words

@@ -23,9 +23,10 @@ from memhp.kernel.bringup import bringup
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
+from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
-from memhp.kernel.pages import Allocation, PageKind, Pages
+from memhp.kernel.pages import PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
 from memhp.kernel.twin import plan_from_tree
@@ -482,13 +483,10 @@ class Machine:
         self, nr_pages: int, kind: PageKind | str = PageKind.MOVABLE, *, node: int | None = None, owner: str = "", **where: Any
     ) -> Allocation:
         """Allocate pages; see :meth:`memhp.kernel.pages.Pages.alloc`."""
-        known = {member.value: member for member in PageKind}
-        found = kind if isinstance(kind, PageKind) else known.get(kind)
-        if found is None:
-            raise InvalidInput(kind, "alloc: kind", f"one of {', '.join(known)}")
+        found = kind if isinstance(kind, PageKind) else PageKind.of(kind)
         return self.pages.alloc(nr_pages, found, node=node, owner=owner, **where)
 
-    def free_pages(self, allocation: Allocation) -> None:
+    def free_pages(self, allocation: Holding) -> None:
         """Give pages back; see :meth:`memhp.kernel.pages.Pages.free`."""
         self.pages.free(allocation)
 

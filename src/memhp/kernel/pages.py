@@ -1,85 +1,44 @@
 """Pages: who holds what in which block, and what of it can leave.
 
-What is free is not stored: a block keeps only the extents of pages that are in use, so a wholly free block costs nothing
-and an allocation of a gigabyte is a handful of records.
+What is free is a number of bits a section (:mod:`memhp.kernel.buddy`). What is in use is kept in one of two ways: in runs, where
+a gigabyte is a handful of records; or page by page (:mod:`memhp.kernel.pagemap`), in arrays that exist only for the sections
+that have such pages. A machine that nobody allocates from has neither.
 """
 
 from __future__ import annotations
 
 import bisect
 import errno
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, InvalidInput, PageRefusal
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.kinds import Leaving, MigrateType, PageKind
-from memhp.kernel.zones import NodeState, ZoneType
+from memhp.kernel.buddy import Buddy, Section, aligned, runs_of
+from memhp.kernel.holdings import Allocation, Extent, Holding, Place
+from memhp.kernel.kinds import HUGE_ORDER, Leaving, MigrateType, PageKind
+from memhp.kernel.migrate import dissolve, migrate
+from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import Mutex, WaitQueue
 from memhp.units import Pfn
 
 if TYPE_CHECKING:
+    from memhp.kernel.chunks import Chunks
     from memhp.kernel.machine import Machine
+    from memhp.kernel.pagemap import Page, PageArray, Pfns
 
 __all__ = ["Allocation", "Extent", "PageKind", "Pages"]
-
-
-@dataclass(slots=True, eq=False)
-class Allocation:
-    """Pages that somebody holds; migration changes where they are, not what they are.
-
-    Attributes:
-        kind: what they are.
-        owner: whose they are, for messages.
-        pins: how many references keep them from migrating.
-        extents: where they are now.
-        freed: whether they were given back.
-    """
-
-    kind: PageKind
-    owner: str
-    pins: int = 0
-    extents: list[Extent] = field(default_factory=list)
-    freed: bool = False
-
-    @property
-    def nr_pages(self) -> int:
-        """How many pages it holds."""
-        return sum(extent.nr_pages for extent in self.extents)
-
-    @property
-    def blocks(self) -> list[int]:
-        """The ids of the blocks that it has pages in, ascending."""
-        return sorted({extent.block.id for extent in self.extents})
-
-    def __str__(self) -> str:
-        return f"{self.owner or 'somebody'} ({self.kind.value}, {self.nr_pages} pages{', pinned' if self.pins else ''})"
-
-
-@dataclass(slots=True, eq=False)
-class Extent:
-    """A run of pages of one allocation in one block."""
-
-    start_pfn: Pfn
-    nr_pages: int
-    block: MemoryBlock
-    allocation: Allocation
-
-    @property
-    def end_pfn(self) -> Pfn:
-        """The page frame after the run."""
-        return Pfn(self.start_pfn + self.nr_pages)
-
-    def __str__(self) -> str:
-        return f"page {self.start_pfn:#x} of {self.allocation}"
 
 
 class Pages:
     """The page allocator of one machine. All counts are in pages.
 
-    Pages can be had from a block only while it is online and not isolated. Where several blocks would do, the lowest is
-    taken first; nodes by distance from the one asked for; movable pages prefer ZONE_MOVABLE and others never get it.
+    Pages can be had from a block only while it is online and not isolated. Nodes are taken by distance from the one asked for;
+    movable pages prefer ZONE_MOVABLE and others never get it. There are two ways to have pages:
+
+    - :meth:`alloc` takes any number in runs, the lowest first, whatever the watermarks say. It is for what is large.
+    - :meth:`alloc_pages` takes a chunk of an order, as the kernel's function of that name, and :meth:`alloc_pages_bulk` many
+      of them at once. Each then migrates and is freed by itself.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -89,8 +48,10 @@ class Pages:
         self.changed = WaitQueue("page state")
         self.generation = 0
         """Grows with each change that could let a stuck offline go on."""
+        self._buddy: Buddy | None = None
+        self._chunks: Chunks | None = None
 
-    # -- what users of memory call
+    # -- what users of memory call: runs
 
     def alloc(
         self,
@@ -101,10 +62,10 @@ class Pages:
         blocks: Iterable[int] | None = None,
         owner: str = "",
     ) -> Allocation:
-        """Take pages.
+        """Take pages, in as few runs as there are from the lowest address on.
 
         Args:
-            nr_pages: how many, at least 1.
+            nr_pages: how many, at least 1; a multiple of 512 for huge pages.
             kind: what they will be.
             node: prefer this node, then the nearest others; None prefers the first node with memory.
             blocks: take them from these blocks only.
@@ -116,34 +77,39 @@ class Pages:
         """
         if not isinstance(nr_pages, int) or isinstance(nr_pages, bool) or nr_pages < 1:
             raise InvalidInput(nr_pages, "alloc: nr_pages", "a number of pages, at least 1")
-        if kind is PageKind.POISONED:
-            raise InvalidInput(kind.value, "alloc: kind", "a kind that can be allocated; pages are poisoned by hard_offline_page")
-        if kind is PageKind.MEMMAP:
-            raise InvalidInput(
-                kind.value, "alloc: kind", "a kind that can be allocated; a block holds its own memmap from the start"
-            )
-        if node is not None and node not in self._machine.nodes:
-            raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
+        if nr_pages & ((1 << kind.order) - 1):
+            raise InvalidInput(nr_pages, "alloc: nr_pages", f"a multiple of {1 << kind.order}, as {kind.value} pages have")
+        self.check(kind, node)
         allocation = Allocation(kind, owner)
         with self.lock:
-            self._take(allocation, nr_pages, self._candidates(kind, node, blocks))
+            self._drain()
+            if blocks is None:
+                self.take(allocation, nr_pages, self.zones(kind.migratetype, node))
+            else:
+                self._take_from(allocation, nr_pages, self._chosen(kind, blocks))
         return allocation
 
-    def free(self, allocation: Allocation) -> None:
-        """Give the pages back.
+    def free(self, holding: Holding) -> None:
+        """Give all its pages back.
 
         Raises:
-            InvalidInput: they were freed already.
+            InvalidInput: they were freed already, or it is not this machine's.
         """
+        if not isinstance(holding, Holding):
+            raise InvalidInput(holding, "free", "what was allocated")
+        if not isinstance(holding, Allocation):
+            self.chunks.free(holding)
+            return
         with self.lock:
-            if allocation.freed:
-                raise InvalidInput(str(allocation), "free", "an allocation that was not freed yet")
-            extents = allocation.extents.copy()
+            if holding.freed:
+                raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
+            extents = holding.extents.copy()
+            if any(extent.block is not self._machine.blocks.get(extent.block.id) for extent in extents):
+                raise InvalidInput(str(holding), "free", "an allocation of this machine")
             for extent in extents:
-                extent.block.used.remove(extent)
-            allocation.extents.clear()
-            allocation.pins = 0
-            allocation.freed = True
+                self.vacate(extent)
+            holding.pins = 0
+            holding.freed = True
             for extent in extents:
                 self._keep_poisoned(extent)
         self.notice()
@@ -154,30 +120,44 @@ class Pages:
             if extent.start_pfn <= pfn < extent.end_pfn:
                 self.occupy(Allocation(PageKind.POISONED, "memory failure"), extent.block, pfn, 1)
 
-    def pin(self, allocation: Allocation) -> None:
+    def pin(self, holding: Holding) -> None:
         """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do)."""
         with self.lock:
-            if allocation.freed:
-                raise InvalidInput(str(allocation), "pin", "an allocation that was not freed")
-            allocation.pins += 1
+            if holding.freed:
+                raise InvalidInput(str(holding), "pin", "an allocation that was not freed")
+            holding.pins += 1
+            if holding.pins == 1 and not isinstance(holding, Allocation):
+                self.chunks.pinned.append(holding)
 
-    def unpin(self, allocation: Allocation) -> None:
+    def unpin(self, holding: Holding) -> None:
         """Drop one such reference.
 
         Raises:
             InvalidInput: there is none.
         """
         with self.lock:
-            if not allocation.pins:
-                raise InvalidInput(str(allocation), "unpin", "a pinned allocation")
-            allocation.pins -= 1
+            if holding.freed or not holding.pins:
+                raise InvalidInput(str(holding), "unpin", "a pinned allocation")
+            holding.pins -= 1
+            if not holding.pins and not isinstance(holding, Allocation):
+                self.chunks.pinned.remove(holding)
         self.notice()
 
     def count_free(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
         """Count the free pages of the blocks (all by default) that can be allocated now."""
-        chosen = self._machine.blocks.values() if blocks is None else blocks
         with self.lock:
-            return sum(self._free_in(block) for block in chosen if _allocatable(block))
+            self._drain()
+            if blocks is None:
+                return sum(self.buddy.free_in(zone) for node in self._machine.nodes.values() for zone in node.zones)
+            return sum(self._free_in(block) for block in blocks if _allocatable(block))
+
+    def count_used(self, block: MemoryBlock) -> int:
+        """Count the pages of a block that are in use."""
+        if self._buddy is None or not block.present:
+            return 0
+        with self.lock:
+            self._drain()
+            return sum(nr for _, _, nr in block.present) - self._free_in(block)
 
     def notice(self) -> None:
         """Let a stuck offline look again."""
@@ -185,7 +165,122 @@ class Pages:
             self.generation += 1
         self.changed.wake_up()
 
-    # -- what offlining calls
+    # -- what users of memory call: chunks
+
+    def alloc_pages(
+        self,
+        order: int = 0,
+        kind: PageKind = PageKind.MOVABLE,
+        *,
+        node: int | None = None,
+        owner: str = "",
+        migratetype: MigrateType | None = None,
+        emergency: bool = False,
+    ) -> Page:
+        """Take one chunk of 2 ** ``order`` pages.
+
+        Single pages come from a list that is refilled by the batch, so most calls touch no zone. Zones are asked down to their
+        low watermark first, then down to min.
+
+        Args:
+            order: from 0 to 10.
+            kind: what it will be.
+            node: prefer this node, then the nearest others; None prefers the first node with memory.
+            owner: whose it is, named in every refusal.
+            migratetype: from which pageblocks; as ``kind`` has it by default. HIGHATOMIC makes a reserve and may use it.
+            emergency: take also what the watermarks keep (``__GFP_MEMALLOC``).
+
+        Raises:
+            HotplugError: ENOMEM, with what was asked for; nothing was taken.
+            InvalidInput: not such an order, kind, migratetype or node.
+        """
+        chunks = self._chunks
+        if chunks is not None and order == 0 and node is None and migratetype is None:
+            try:
+                with chunks.cpu_lock:
+                    return chunks.map.hand_out(chunks.at_hand[kind.code].pop(), kind, owner)
+            except (IndexError, AttributeError):  # nothing is at hand, or this is no kind
+                pass
+        return self.chunks.alloc(order, kind, node, owner, migratetype, emergency=emergency)
+
+    def alloc_pages_bulk(
+        self,
+        nr_chunks: int,
+        order: int = 0,
+        kind: PageKind = PageKind.MOVABLE,
+        *,
+        node: int | None = None,
+        owner: str = "",
+        emergency: bool = False,
+    ) -> PageArray:
+        """Take many chunks of one order at once: all, or none.
+
+        Raises:
+            HotplugError: ENOMEM, with what was asked for; nothing was taken.
+            InvalidInput: not such a number, order, kind or node.
+        """
+        return self.chunks.alloc_bulk(nr_chunks, order, kind, node, owner, emergency=emergency)
+
+    def free_pages(self, page: Page) -> None:
+        """Give one chunk back.
+
+        Raises:
+            InvalidInput: it was freed already, or is no chunk of this machine.
+        """
+        chunks = self._chunks
+        if chunks is None or not chunks.put_at_hand(page):
+            self.free(page)
+
+    def free_pages_bulk(self, pages: PageArray, pfns: Pfns | None = None) -> None:
+        """Give chunks back, in any order: those that begin at ``pfns`` now, or all.
+
+        Raises:
+            InvalidInput: one of them is not held by ``pages``, or is named twice; nothing was freed.
+        """
+        self.chunks.free_bulk(pages, pfns)
+
+    def reserve_cma(self, start: Pfn, nr_pages: int) -> None:
+        """Give free pageblocks to CMA: only movable pages use them meanwhile, and their block can't go offline.
+
+        Raises:
+            InvalidInput: not whole pageblocks, or not free and movable.
+        """
+        with self.lock:
+            sections = self.buddy.sections
+            ends = -(start % 512) or -(nr_pages % 512) or -(nr_pages < 1)
+            runs = [] if ends else list(self.buddy.each(start, nr_pages)) if _known(sections, start, nr_pages) else []
+            if not runs or any(section.free & bits != bits or section.block.isolated for section, bits in runs):
+                raise InvalidInput(f"{start:#x}+{nr_pages:#x}", "reserve_cma", "whole pageblocks that are online and free")
+            for section, bits in runs:
+                for place, length in runs_of(bits):
+                    for pageblock in range(place >> HUGE_ORDER, place + length >> HUGE_ORDER):
+                        section.set_type(pageblock, MigrateType.CMA)
+                self.buddy.touch(section)
+
+    # -- what offlining and onlining call
+
+    def come(self, blocks: list[MemoryBlock]) -> None:
+        """Take in the pages of blocks whose zones count them now. Called with the lock held."""
+        if self._buddy is None:
+            return
+        for block in blocks:
+            self._buddy.add(block)
+            for extent in block.used:
+                for section, bits in self._buddy.each(extent.start_pfn, extent.nr_pages):
+                    self._buddy.clear(section, bits)
+        self._resized()
+
+    def go(self, blocks: list[MemoryBlock]) -> None:
+        """Forget the pages of blocks that leave their zones. Called with the lock held."""
+        if self._buddy is None:
+            return
+        for block in blocks:
+            self._buddy.drop(block)
+        self._resized()
+
+    def _resized(self) -> None:
+        if self._chunks is not None:
+            self._chunks.resized()
 
     def isolate(self, blocks: list[MemoryBlock]) -> None:
         """Keep the blocks' free pages from the allocator (``start_isolate_page_range``).
@@ -198,84 +293,148 @@ class Pages:
                 if block.isolated:
                     message = f"{block.name} is being isolated already"
                     raise PageRefusal(errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner="")
-                for extent in block.used:
-                    if extent.allocation.kind.leaving is Leaving.REFUSES:
-                        raise self._refusal(extent, "can't move")
-            for block in blocks:
-                block.isolated = True
+                self._check_movable(block)
+            if self._chunks is not None:
+                self._chunks.stop_lists()
+            self.set_isolated(blocks, isolated=True)
+
+    def _check_movable(self, block: MemoryBlock) -> None:
+        found: list[Extent | Place] = [extent for extent in block.used if extent.kind.leaving is Leaving.REFUSES]
+        if self._chunks is not None:
+            found += self._chunks.first_that(Leaving.REFUSES, block)
+        if found:
+            raise self.refusal(min(found, key=lambda one: one.start_pfn), "can't move")
+        for section in self.buddy.sections_of(block) if self._buddy is not None else ():
+            if section.types is not None and MigrateType.CMA in section.types:
+                page = section.start_pfn + (section.types.index(MigrateType.CMA) << HUGE_ORDER)
+                message = f"{block.name}: page {page:#x} is in a pageblock of CMA, which is not isolated for this"
+                raise PageRefusal(errno.EBUSY, message, block=block.id, page=page, kind="cma", owner="CMA")
 
     def unisolate(self, blocks: list[MemoryBlock]) -> None:
         """Let the allocator have the blocks' free pages (``undo_isolate_page_range``)."""
         with self.lock:
-            for block in blocks:
-                block.isolated = False
+            self.set_isolated(blocks, isolated=False)
         self.notice()
 
-    def evacuate(self, blocks: list[MemoryBlock]) -> Extent | None:
-        """Move what can move out of the blocks, once over them in the order of their pages.
+    def lists_work(self) -> None:
+        """Let single pages be kept at hand again (``zone_pcp_enable``)."""
+        with self.lock:
+            if self._chunks is not None:
+                self._chunks.start_lists()
+
+    def set_isolated(self, blocks: list[MemoryBlock], *, isolated: bool) -> None:
+        """Mark the blocks' pageblocks as isolated, or not any more. Called with the lock held."""
+        for block in blocks:
+            block.isolated = isolated
+            for section in self._buddy.sections_of(block) if self._buddy is not None else ():
+                self._buddy.touch(section)  # type: ignore[union-attr]
+
+    def evacuate(self, blocks: list[MemoryBlock]) -> Extent | Place | None:
+        """Move what can move out of the blocks, once over them in the order of their pages; then dissolve free huge pages.
 
         Gives the first page that stays although it might leave later (pinned, or nowhere to go), or None when the blocks
         hold nothing that must leave.
 
         Raises:
-            PageRefusal: EBUSY: a driver's offline page that is still referenced; waiting is of no use.
+            PageRefusal: EBUSY: a driver's offline page that is still referenced, or huge pages that are promised; waiting is
+                of no use.
         """
-        stuck: Extent | None = None
+        stuck: list[Extent | Place] = []
         with self.lock:
-            for extent in [extent for block in blocks for extent in block.used]:
-                kind = extent.allocation.kind
-                if kind.leaving is Leaving.GOES_ALONG:
-                    continue
-                if kind.leaving is not Leaving.MIGRATES:
-                    raise self._refusal(extent, "is still referenced")
-                if extent.allocation.pins or not self._migrate(extent):
-                    stuck = stuck or extent
-        return stuck
+            for block in blocks:
+                for extent in block.used.copy():
+                    leaving = extent.kind.leaving
+                    if leaving in {Leaving.HELD, Leaving.REFUSES}:
+                        raise self.refusal(extent, "is still referenced")
+                    if leaving is Leaving.MIGRATES and (extent.allocation.pins or not migrate(self, extent)):
+                        stuck.append(extent)
+                if self._chunks is not None:
+                    stuck += self._chunks.evacuate(block)
+            if not stuck:
+                for block in blocks:
+                    dissolve(self, block)
+        return min(stuck, key=lambda one: one.start_pfn, default=None)
 
     def hold_memmap(self, block: MemoryBlock) -> None:
         """Note the pages at a block's start that hold its own memmap, if it has such, before it comes online."""
         if block.altmap_pages:
             with self.lock:
-                self.occupy(Allocation(PageKind.MEMMAP, block.name), block, block.start_pfn, block.altmap_pages)
+                self.record(Allocation(PageKind.MEMMAP, block.name), block, block.start_pfn, block.altmap_pages, PageKind.MEMMAP)
 
     def forget(self, blocks: list[MemoryBlock]) -> None:
-        """Drop the records of pages that go with their blocks; only poisoned ones and their own memmap are left by then."""
+        """Drop the records of pages that go with their blocks; only poisoned ones and the block's memmap are left by then."""
         with self.lock:
             for block in blocks:
                 for extent in block.used:
                     extent.allocation.extents.remove(extent)
                 block.used.clear()
 
-    def _refusal(self, extent: Extent, why: str) -> PageRefusal:
-        allocation = extent.allocation
+    def held_in(self, blocks: list[MemoryBlock]) -> list[Extent | Place]:
+        """List what is in use in the blocks, but for their own memmap: runs, and the first of the chunks of each block."""
+        found: list[Extent | Place] = [extent for block in blocks for extent in block.used if extent.kind is not PageKind.MEMMAP]
+        if self._chunks is not None:
+            for block in blocks:
+                for leaving in Leaving:
+                    found += self._chunks.first_that(leaving, block)
+        return found
+
+    def refusal(self, place: Extent | Place, why: str) -> PageRefusal:
+        """Make the error that names a page, what it is, and whose."""
         return PageRefusal(
             errno.EBUSY,
-            f"{extent.block.name}: {extent} {why}",
-            block=extent.block.id,
-            page=extent.start_pfn,
-            kind=allocation.kind.value,
-            owner=allocation.owner,
+            f"{place.block.name}: {place} {why}",
+            block=place.block.id,
+            page=place.start_pfn,
+            kind=place.kind.value,
+            owner=place.allocation.owner,
         )
-
-    def _migrate(self, extent: Extent) -> bool:
-        # mm/memory_hotplug.c, do_migrate_range(): any other node with memory, and the own one only if it is the sole one.
-        own = extent.block.nid
-        nodes = [nid for nid in self._by_distance(own) if nid != own] or [own]
-        # A block in two zones comes twice, and its room must be counted once.
-        blocks = list(dict.fromkeys(self._blocks_of(nodes, PageKind.MOVABLE)))
-        if sum(self._free_in(block) for block in blocks) < extent.nr_pages:
-            return False
-        allocation = extent.allocation
-        extent.block.used.remove(extent)
-        allocation.extents.remove(extent)
-        self._take(allocation, extent.nr_pages, blocks)
-        return True
 
     # -- where pages come from
 
-    def _candidates(self, kind: PageKind, node: int | None, blocks: Iterable[int] | None) -> list[MemoryBlock]:
-        if blocks is None:
-            return list(self._blocks_of(self._by_distance(node), kind))
+    @property
+    def buddy(self) -> Buddy:
+        """The free pages; set up when they are first asked for."""
+        if self._buddy is None:
+            self._buddy = Buddy(self._movable_in)
+            for block in self._machine.blocks.values():
+                if block.present:
+                    self.come([block])
+        return self._buddy
+
+    @property
+    def chunks(self) -> Chunks:
+        """What is held chunk by chunk; set up, and NumPy imported, with the first such allocation."""
+        if self._chunks is None:
+            from memhp.kernel.chunks import Chunks  # noqa: PLC0415
+
+            self._chunks = Chunks(self, self._machine)
+        return self._chunks
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether anything was ever held chunk by chunk."""
+        return self._chunks is not None
+
+    def _drain(self) -> None:
+        if self._chunks is not None:
+            self._chunks.drain()
+
+    def check(self, kind: object, node: object) -> None:
+        """See that pages of this kind can be asked for, near this node.
+
+        Raises:
+            InvalidInput: no such kind or node, or a kind that nobody asks for.
+        """
+        kind = PageKind.of(kind)
+        if kind is PageKind.POISONED:
+            raise InvalidInput(kind.value, "alloc: kind", "a kind that can be allocated; pages are poisoned by hard_offline_page")
+        if kind is PageKind.MEMMAP:
+            expected = "a kind that can be allocated; a block holds its own memmap from the start"
+            raise InvalidInput(kind.value, "alloc: kind", expected)
+        if node is not None and node not in self._machine.nodes:
+            raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
+
+    def _chosen(self, kind: PageKind, blocks: Iterable[int]) -> list[MemoryBlock]:
         chosen = []
         for block_id in blocks:
             block = self._machine.blocks.get(block_id)
@@ -283,88 +442,176 @@ class Pages:
                 raise InvalidInput(block_id, "alloc: blocks", "blocks that exist")
             if _allocatable(block) and (kind.migratetype is MigrateType.MOVABLE or not _in_movable(block)):
                 chosen.append(block)
-        return chosen
+        return list(dict.fromkeys(chosen))
 
-    def _by_distance(self, node: int | None) -> list[int]:
+    def by_distance(self, node: int | None) -> list[int]:
+        """Give the nodes with memory, the nearest to ``node`` first."""
         nodes = sorted(self._machine.node_states[NodeState.N_MEMORY])
         if node is None:
             return nodes
         distances = self._machine.nodes[node].distances
         return sorted(nodes, key=lambda nid: (distances.get(nid, 20), nid))
 
-    def _blocks_of(self, nodes: Iterable[int], kind: PageKind) -> Iterator[MemoryBlock]:
-        first = ZoneType.MOVABLE if kind.migratetype is MigrateType.MOVABLE else ZoneType.NORMAL
-        for nid in nodes:
-            for zone_type in range(first, -1, -1):
-                zone = self._machine.nodes[nid].zones[zone_type]
-                yield from (block for block in zone.ascending() if _allocatable(block))
+    def zones(self, kind: MigrateType, node: int | None) -> list[Zone]:
+        """Give the zones that pages of a type may come from, in the order in which they are asked (the zonelist)."""
+        return self.zones_of(self.by_distance(node), kind)
 
-    def _take(self, allocation: Allocation, nr_pages: int, blocks: Iterable[MemoryBlock]) -> None:
+    def zones_of(self, nodes: Iterable[int], kind: MigrateType = MigrateType.MOVABLE) -> list[Zone]:
+        """Give the zones of the nodes that pages of a type may come from, the highest of each node first."""
+        first = ZoneType.MOVABLE if kind in {MigrateType.MOVABLE, MigrateType.CMA} else ZoneType.NORMAL
+        zones = (self._machine.nodes[nid].zones[zone_type] for nid in nodes for zone_type in range(first, -1, -1))
+        return [zone for zone in zones if zone.present]
+
+    def free_in(self, zone: Zone) -> int:
+        """Count the free pages of a zone; those at hand for single allocations and isolated ones don't count."""
+        return self.buddy.free_in(zone)
+
+    def available(self, zones: Iterable[Zone], kind: PageKind) -> int:
+        """Count the free pages of the zones that can become such pages."""
+        return sum(self.buddy.available(zone, kind.migratetype, kind.order) for zone in zones)
+
+    def take(self, allocation: Allocation, nr_pages: int, zones: list[Zone], kind: PageKind | None = None) -> None:
+        """Add pages of the zones to an allocation, of its kind or of another; all or none. Called with the lock held.
+
+        Raises:
+            HotplugError: ENOMEM.
+        """
+        kind = kind or allocation.kind
+        free = self.available(zones, kind)
+        if free < nr_pages:
+            raise _too_few(allocation, nr_pages, free)
         missing = nr_pages
-        taken: list[tuple[MemoryBlock, Pfn, int]] = []
-        for block in dict.fromkeys(blocks):
-            for start, room in self._gaps(block):
-                size = min(room, missing)
-                taken.append((block, start, size))
-                missing -= size
-                if not missing:
-                    break
-            if not missing:
-                break
-        if missing:
-            raise HotplugError(
-                errno.ENOMEM,
-                f"{allocation.owner or 'somebody'} asked for {nr_pages} {allocation.kind.value} pages; "
-                f"only {nr_pages - missing} are free where they may come from",
-            )
-        for block, start, size in taken:
-            self.occupy(allocation, block, start, size)
+        for zone in zones:
+            while missing and (section := self.buddy.lowest(zone, kind.migratetype, kind.order)) is not None:
+                inside = next(part for other, part in section.parts if other is zone)
+                missing -= self._take_in(allocation, kind, section, inside, missing)
 
-    def occupy(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int) -> None:
+    def _take_from(self, allocation: Allocation, nr_pages: int, blocks: list[MemoryBlock], kind: PageKind | None = None) -> None:
+        kind = kind or allocation.kind
+        sections = [section for block in blocks for section in self.buddy.sections_of(block)]
+        free = sum(aligned(self.buddy.usable(section, kind.migratetype), kind.order).bit_count() for section in sections)
+        if free < nr_pages:
+            raise _too_few(allocation, nr_pages, free)
+        missing = nr_pages
+        for section in sections:
+            for _, inside in section.parts:
+                missing -= self._take_in(allocation, kind, section, inside, missing)
+
+    def _take_in(self, allocation: Allocation, kind: PageKind, section: Section, inside: int, missing: int) -> int:
+        taken = 0
+        for place, length in runs_of(aligned(self.buddy.usable(section, kind.migratetype) & inside, kind.order)):
+            part = min(length, missing - taken)
+            if not part:
+                break
+            self.occupy(allocation, section.block, Pfn(section.start_pfn + place), part, kind)
+            taken += part
+        return taken
+
+    def occupy(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int, kind: PageKind | None = None) -> None:
         """Note that free pages are in use now. Called with the lock held."""
-        extent = Extent(start, nr_pages, block, allocation)
-        bisect.insort(block.used, extent, key=lambda other: other.start_pfn)
+        self.buddy.claim_run(start, nr_pages, (kind or allocation.kind).migratetype)
+        for section, bits in self.buddy.each(start, nr_pages):
+            self.buddy.clear(section, bits)
+        self.record(allocation, block, start, nr_pages, kind or allocation.kind)
+
+    def record(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int, kind: PageKind) -> None:
+        """Note whose pages these are, that are not free; a run that goes on grows."""
+        place = bisect.bisect_left(block.used, start, key=lambda extent: extent.start_pfn)
+        before = block.used[place - 1] if place else None
+        if before is not None and before.allocation is allocation and before.end_pfn == start and before.kind is kind:
+            before.nr_pages += nr_pages
+            return
+        extent = Extent(start, nr_pages, block, allocation, kind)
+        block.used.insert(place, extent)
         allocation.extents.append(extent)
 
-    def give_up(self, block: MemoryBlock, pfn: Pfn, *, hard: bool) -> Allocation | None:
+    def vacate(self, extent: Extent) -> None:
+        """Give the pages of a run back. Called with the lock held."""
+        self.unrecord(extent)
+        for section, bits in self.buddy.each(extent.start_pfn, extent.nr_pages):
+            self.buddy.give(section, bits)
+
+    def unrecord(self, extent: Extent) -> None:
+        """Forget whose pages these are."""
+        place = bisect.bisect_left(extent.block.used, extent.start_pfn, key=lambda other: other.start_pfn)
+        del extent.block.used[place]
+        extent.allocation.extents.remove(extent)
+
+    def extent_at(self, block: MemoryBlock, pfn: Pfn) -> Extent | None:
+        """Give the run that a page is in."""
+        place = bisect.bisect_right(block.used, pfn, key=lambda extent: extent.start_pfn)
+        found = block.used[place - 1] if place else None
+        return found if found is not None and pfn < found.end_pfn else None
+
+    def holder_of(self, pfn: Pfn) -> Holding | None:
+        """Say who has a page: None if nobody, or there is no such page. Called with the lock held."""
+        block = self._machine.blocks.get(self._machine.block_id_of(pfn))
+        if block is None:
+            return None
+        extent = self.extent_at(block, pfn)
+        if extent is not None:
+            return extent.allocation
+        return self._chunks.map.holder_of(pfn) if self._chunks is not None else None
+
+    def give_up(self, block: MemoryBlock, pfn: Pfn, *, hard: bool) -> Holding | None:
         """Free one page whoever has it: ``hard`` takes it from its owner, else what is in it moves elsewhere first.
 
         Gives the owner if the page can't be had. Called with the lock held.
         """
-        extent = next((extent for extent in block.used if extent.start_pfn <= pfn < extent.end_pfn), None)
+        self._drain()
+        extent = self.extent_at(block, pfn)
         if extent is None:
-            return None
+            return self._chunks.give_up(block, pfn, hard=hard) if self._chunks is not None else None
         allocation = extent.allocation
-        if allocation.kind.leaving is not Leaving.MIGRATES or (allocation.pins and not hard):
+        if extent.kind.leaving is not Leaving.MIGRATES or (allocation.pins and not hard):
             return allocation
+        unit = 1 << extent.kind.order
         if not hard:
-            elsewhere = [other for other in self._candidates(PageKind.MOVABLE, block.nid, None) if other is not block]
+            elsewhere = [
+                other
+                for zone in self.zones(MigrateType.MOVABLE, block.nid)
+                for other in zone.ascending()
+                if other is not block and _allocatable(other)
+            ]
             try:
-                self._take(allocation, 1, elsewhere)
+                self._take_from(allocation, unit, list(dict.fromkeys(elsewhere)), extent.kind)
             except HotplugError:
                 return allocation
-        block.used.remove(extent)
-        allocation.extents.remove(extent)
-        for start, end in ((extent.start_pfn, pfn), (Pfn(pfn + 1), extent.end_pfn)):
-            if start < end:
-                self.occupy(allocation, block, start, end - start)
+        first = Pfn(pfn - (pfn - extent.start_pfn) % unit)
+        self.cut_out(extent, first, unit)
         return None
 
-    def _gaps(self, block: MemoryBlock) -> Iterator[tuple[Pfn, int]]:
-        used = iter(block.used)
-        busy = next(used, None)
-        for _, start, nr_pages in block.present:
-            place, end = start, start + nr_pages
-            while place < end:
-                while busy is not None and busy.end_pfn <= place:
-                    busy = next(used, None)
-                until = end if busy is None else min(end, busy.start_pfn)
-                if until > place:
-                    yield place, until - place
-                place = Pfn(end if busy is None else max(until, min(end, busy.end_pfn)))
+    def cut_out(self, extent: Extent, first: Pfn, nr_pages: int) -> None:
+        """Give back a part of a run; what is before and after it stays. Called with the lock held."""
+        block, allocation, end = extent.block, extent.allocation, extent.end_pfn
+        self.unrecord(extent)
+        for section, bits in self.buddy.each(first, nr_pages):
+            self.buddy.give(section, bits)
+        for start, until in ((extent.start_pfn, first), (Pfn(first + nr_pages), end)):
+            if start < until:
+                self.record(allocation, block, start, until - start, extent.kind)
 
     def _free_in(self, block: MemoryBlock) -> int:
-        return sum(nr for _, _, nr in block.present) - sum(extent.nr_pages for extent in block.used)
+        return sum(section.free.bit_count() for section in self.buddy.sections_of(block))
+
+    def _movable_in(self, section: Section, pageblock: int) -> int:
+        # Movable pages in use in a pageblock, for the rule by which pageblocks change their type.
+        start = section.start_pfn + (pageblock << HUGE_ORDER)
+        end = start + (1 << HUGE_ORDER)
+        count = self._chunks.movable_in(start, end) if self._chunks is not None and section.singles else 0
+        for extent in section.block.used:
+            if extent.kind.leaving is Leaving.MIGRATES:
+                count += max(0, min(extent.end_pfn, end) - max(extent.start_pfn, start))
+        return count
+
+
+def _too_few(allocation: Allocation, nr_pages: int, free: int) -> HotplugError:
+    who, what = allocation.owner or "somebody", allocation.kind.value
+    return HotplugError(errno.ENOMEM, f"{who} asked for {nr_pages} {what} pages; only {free} are free where they may come from")
+
+
+def _known(sections: dict[int, Section], start: Pfn, nr_pages: int) -> bool:
+    return all(number in sections for number in range(start >> 15, (start + nr_pages - 1 >> 15) + 1))
 
 
 def _allocatable(block: MemoryBlock) -> bool:

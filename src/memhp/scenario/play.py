@@ -335,7 +335,7 @@ def _picture(machine: Machine) -> Event:
             "node": block.nid,
             "state": block.state.value,
             "zones": sorted({zone.type.label for zone, _, _ in block.present}),
-            "used_pages": sum(extent.nr_pages for extent in block.used),
+            "used_pages": machine.pages.count_used(block),
         }
         for block in sorted(machine.blocks.values(), key=lambda block: block.id)
     ]

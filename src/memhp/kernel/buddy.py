@@ -1,0 +1,507 @@
+"""The buddy allocator: free chunks by order and migratetype, zone by zone (``mm/page_alloc.c``).
+
+Buddies merge at once, so which chunks there are follows from which pages are free and what their pageblocks are for: it is
+the coarsest division into aligned powers of two. So a section keeps one number whose bits are its free pages, chunks are worked
+out when somebody asks, and what is done to many pages at a time costs no more than what is done to one.
+
+Where Linux takes the chunk that came to its list last, this takes the lowest, so that the same requests give the same pages.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from memhp.kernel.kinds import HUGE_ORDER, MAX_ORDER, MigrateType
+from memhp.units import PAGES_PER_SECTION, Pfn
+
+if TYPE_CHECKING:
+    from memhp.kernel.blocks import MemoryBlock
+    from memhp.kernel.zones import Zone
+
+__all__ = ["FULL", "PAGEBLOCK", "Buddy", "FreeLists", "Section", "aligned", "bits_of", "chunks_of", "runs_of", "spread"]
+
+PAGEBLOCK = 1 << HUGE_ORDER
+_PAGEBLOCKS = PAGES_PER_SECTION // PAGEBLOCK
+_ORDERS = MAX_ORDER + 1
+FULL = (1 << PAGES_PER_SECTION) - 1
+"""The bits of a section whose pages are all free."""
+_STARTS = tuple(FULL // ((1 << (1 << order)) - 1) for order in range(_ORDERS))
+"""For each order a bit where a chunk of that order can begin."""
+_ONE_PAGEBLOCK = (1 << PAGEBLOCK) - 1
+
+_FALLBACKS = {
+    MigrateType.UNMOVABLE: (MigrateType.RECLAIMABLE, MigrateType.MOVABLE),
+    MigrateType.MOVABLE: (MigrateType.RECLAIMABLE, MigrateType.UNMOVABLE),
+    MigrateType.RECLAIMABLE: (MigrateType.UNMOVABLE, MigrateType.MOVABLE),
+}
+_MERGE_ORDER = (MigrateType.UNMOVABLE, MigrateType.MOVABLE, MigrateType.RECLAIMABLE)
+_MERGE = frozenset(_MERGE_ORDER)
+
+Counts = tuple[int, ...]
+"""Free chunks by order."""
+_NONE: Counts = (0,) * _ORDERS
+_WHOLE: dict[int, Counts] = {MigrateType.MOVABLE: (*(0,) * MAX_ORDER, PAGES_PER_SECTION >> MAX_ORDER)}
+
+
+def bits_of(start: int, nr_pages: int) -> int:
+    """Give the bits of a run of pages."""
+    return ((1 << nr_pages) - 1) << start
+
+
+def chunks_of(free: int, apart: int = 0) -> list[int]:
+    """Give the free chunks of a section: for each order a number with a bit where one begins.
+
+    Args:
+        free: its free pages.
+        apart: a bit for each chunk of the largest order whose two pageblocks must not merge.
+    """
+    found: list[int] = []
+    level = free
+    for order in range(MAX_ORDER):
+        if not level:
+            return [*found, *(0,) * (_ORDERS - order)]
+        half = 1 << order
+        above = level & (level >> half) & _STARTS[order + 1]
+        if apart and order == HUGE_ORDER:
+            above &= ~apart
+        found.append(level ^ (above | (above << half)))
+        level = above
+    return [*found, level]
+
+
+def spread(heads: int, order: int) -> int:
+    """Give the pages of chunks of an order from where they begin."""
+    for step in range(order):
+        heads |= heads << (1 << step)
+    return heads
+
+
+class Section:
+    """128 MiB of a block that is online: which of its pages are free, and what its pageblocks are for.
+
+    Attributes:
+        free: a bit for each free page; pages in a list of a CPU are not free here.
+        types: the migratetype of each pageblock, or None while all are movable.
+        parts: the zones it is in, each with the bits of its pages there.
+        singles: how many of its pages have a state of their own (:mod:`memhp.kernel.pagemap`).
+    """
+
+    __slots__ = ("block", "counts", "cpu_lists", "dirty", "free", "nr", "parts", "singles", "start_pfn", "types")
+
+    def __init__(self, nr: int, block: MemoryBlock, parts: tuple[tuple[Zone, int], ...], free: int) -> None:
+        self.nr = nr
+        self.block = block
+        self.start_pfn = Pfn(nr * PAGES_PER_SECTION)
+        self.free = free
+        self.types: bytearray | None = None
+        self.parts = parts
+        self.singles = 0
+        self.cpu_lists: list[list[int]] | None = None
+        """Where its pages go when they are freed one by one, by migratetype; None if it is in two zones."""
+        self.dirty = True
+        self.counts: dict[Zone, dict[int, Counts]] = {}
+        """What the zones' lists know of it."""
+
+    def type_at(self, page: int) -> MigrateType:
+        """Give the migratetype of the pageblock of its ``page``-th page."""
+        return MigrateType.MOVABLE if self.types is None else MigrateType(self.types[page >> HUGE_ORDER])
+
+    def set_type(self, pageblock: int, kind: MigrateType) -> None:
+        """Say what a pageblock is for from now on."""
+        if self.types is None:
+            if kind is MigrateType.MOVABLE:
+                return
+            self.types = bytearray([MigrateType.MOVABLE]) * _PAGEBLOCKS
+        self.types[pageblock] = kind
+        if self.types.count(MigrateType.MOVABLE) == _PAGEBLOCKS:
+            self.types = None
+
+    def by_type(self) -> dict[int, int]:
+        """Give the bits of the pages of each migratetype."""
+        if self.block.isolated:
+            return {MigrateType.ISOLATE: FULL}
+        if self.types is None:
+            return {MigrateType.MOVABLE: FULL}
+        found: dict[int, int] = {}
+        for pageblock, kind in enumerate(self.types):
+            found[kind] = found.get(kind, 0) | (_ONE_PAGEBLOCK << (pageblock << HUGE_ORDER))
+        return found
+
+    def apart(self) -> int:
+        """Give a bit for each pair of pageblocks of different types."""
+        if self.types is None or self.block.isolated:
+            return 0
+        pairs = zip(self.types[::2], self.types[1::2], strict=True)
+        return sum(1 << (number << MAX_ORDER) for number, (one, other) in enumerate(pairs) if one != other)
+
+    def chunks(self) -> list[int]:
+        """Give its free chunks, by order, as :func:`chunks_of` does."""
+        return chunks_of(self.free, self.apart())
+
+    def settle(self) -> None:
+        """Make one type of two free pageblocks that merge (``__free_one_page``: the buddy takes the type of the other)."""
+        if self.types is None:
+            return
+        for first in range(0, _PAGEBLOCKS, 2):
+            one, other = self.types[first], self.types[first + 1]
+            both = bits_of(first << HUGE_ORDER, 2 * PAGEBLOCK)
+            if one != other and one in _MERGE and other in _MERGE and self.free & both == both:
+                self.set_type(first + 1, MigrateType(one))
+                if self.types is None:
+                    return
+
+    def whole(self) -> bool:
+        """Say whether it is free, one zone's and of the usual type throughout."""
+        return self.free == FULL and self.types is None and not self.block.isolated
+
+
+class FreeLists:
+    """The free chunks of one zone.
+
+    Attributes:
+        free: free pages that can be allocated, without those that are isolated.
+        totals: chunks by migratetype and order.
+        cpu: page frames kept at hand for single allocations, by migratetype; the last is the next.
+    """
+
+    def __init__(self, zone: Zone) -> None:
+        self.zone = zone
+        self.free = 0
+        self.totals = [[0] * _ORDERS for _ in MigrateType]
+        self.cpu: list[list[int]] = [[], [], []]
+        # By migratetype; the last is the next. One CPU's worth: the model's allocations have no CPU.
+        # Where chunks are: sections in heaps, some of which have none any more. Those are dropped when they come up.
+        self._heaps: list[list[list[int]]] = [[[] for _ in range(_ORDERS)] for _ in MigrateType]
+        self._listed: list[list[set[int]]] = [[set() for _ in range(_ORDERS)] for _ in MigrateType]
+
+    def note(self, section: Section, counts: dict[int, Counts]) -> None:
+        """Take over what a section has now, in place of what it had."""
+        before = section.counts.get(self.zone, {})
+        if before == counts:
+            return
+        section.counts[self.zone] = counts
+        for kind in {*before, *counts}:
+            old, new = before.get(kind, _NONE), counts.get(kind, _NONE)
+            for order in range(_ORDERS):
+                change = new[order] - old[order]
+                if change:
+                    self.totals[kind][order] += change
+                    if kind != MigrateType.ISOLATE:
+                        self.free += change << order
+                    if new[order] and section.nr not in self._listed[kind][order]:
+                        self._listed[kind][order].add(section.nr)
+                        heapq.heappush(self._heaps[kind][order], section.nr)
+
+    def lowest(self, sections: dict[int, Section], kind: int, order: int) -> Section | None:
+        """Give the section with the lowest chunk of just this type and order."""
+        heap = self._heaps[kind][order]
+        while heap:
+            section = sections.get(heap[0])
+            if section is not None and section.counts.get(self.zone, {}).get(kind, _NONE)[order]:
+                return section
+            self._listed[kind][order].discard(heapq.heappop(heap))
+        return None
+
+
+class Buddy:
+    """The free pages of a machine. Its user holds a lock around each call.
+
+    Args:
+        movable_in: counts movable pages in use in a run of pages, which decides whether a pageblock changes its type.
+    """
+
+    def __init__(self, movable_in: Callable[[Section, int], int]) -> None:
+        self.sections: dict[int, Section] = {}
+        """By number; those of blocks that are online."""
+        self.lists: dict[Zone, FreeLists] = {}
+        self._dirty: list[Section] = []
+        # The chunks of the section that was looked at last: most of the time it is the next one, too.
+        self._recent: tuple[Section | None, list[int]] = (None, [])
+        self._movable_in = movable_in
+
+    # -- what there is
+
+    def add(self, block: MemoryBlock) -> None:
+        """Take in the pages of a block that has come online; all are free and movable."""
+        first, end = block.start_pfn // PAGES_PER_SECTION, block.end_pfn // PAGES_PER_SECTION
+        for number in range(first, end):
+            parts: dict[Zone, int] = {}
+            base = number * PAGES_PER_SECTION
+            for zone, start, nr_pages in block.present:
+                low, high = max(start, base), min(start + nr_pages, base + PAGES_PER_SECTION)
+                if low < high:
+                    whole = high - low == PAGES_PER_SECTION
+                    parts[zone] = parts.get(zone, 0) | (FULL if whole else bits_of(low - base, high - low))
+                self.lists_of(zone)
+            free = FULL if FULL in parts.values() else sum(parts.values())
+            section = self.sections[number] = Section(number, block, tuple(parts.items()), free)
+            if len(parts) == 1:
+                section.cpu_lists = self.lists_of(section.parts[0][0]).cpu
+            self._dirty.append(section)
+
+    def drop(self, block: MemoryBlock) -> None:
+        """Forget the pages of a block."""
+        for section in self.sections_of(block):
+            self._refresh_one(section, gone=True)
+            section.dirty = False
+            del self.sections[section.nr]
+
+    def sections_of(self, block: MemoryBlock) -> list[Section]:
+        """Give the sections of a block that are known."""
+        numbers = range(block.start_pfn // PAGES_PER_SECTION, block.end_pfn // PAGES_PER_SECTION)
+        return [section for number in numbers if (section := self.sections.get(number)) is not None]
+
+    def lists_of(self, zone: Zone) -> FreeLists:
+        """Give the lists of a zone."""
+        lists = self.lists.get(zone)
+        if lists is None:
+            lists = self.lists[zone] = FreeLists(zone)
+        return lists
+
+    def touch(self, section: Section) -> None:
+        """Note that a section's pages or types have changed."""
+        if self._recent[0] is section:
+            self._recent = (None, [])
+        if not section.dirty:
+            section.dirty = True
+            self._dirty.append(section)
+
+    def _chunks(self, section: Section) -> list[int]:
+        if self._recent[0] is not section:
+            self._recent = (section, section.chunks())
+        return self._recent[1]
+
+    def refresh(self) -> None:
+        """Bring the zones' lists up to date."""
+        dirty, self._dirty = self._dirty, []
+        for section in dirty:
+            if section.dirty:
+                section.dirty = False
+                self._refresh_one(section)
+
+    def _refresh_one(self, section: Section, *, gone: bool = False) -> None:
+        if gone:
+            for zone, _ in section.parts:
+                self.lists_of(zone).note(section, {})
+            return
+        if section.whole() and section.parts[0][1] == FULL:
+            self.lists_of(section.parts[0][0]).note(section, _WHOLE)
+            return
+        section.settle()
+        chunks, types = self._chunks(section), section.by_type()
+        for zone, inside in section.parts:
+            counts = {kind: tuple((chunk & bits & inside).bit_count() for chunk in chunks) for kind, bits in types.items()}
+            self.lists_of(zone).note(section, {kind: found for kind, found in counts.items() if any(found)})
+
+    # -- taking
+
+    def take(self, zone: Zone, order: int, kind: MigrateType) -> Pfn | None:
+        """Take the best chunk of an order: of the own type, the smallest that does and of these the lowest; else another's.
+
+        The rest of a larger chunk stays free (``__rmqueue``).
+        """
+        self.refresh()
+        lists = self.lists_of(zone)
+        found = self._smallest(lists, order, kind)
+        if found is None and kind is MigrateType.MOVABLE:
+            found = self._smallest(lists, order, MigrateType.CMA)
+        if found is None and kind in _FALLBACKS:
+            found = self._fallback(lists, order, kind)
+        if found is None:
+            return None
+        section, place, _ = found
+        self.clear(section, bits_of(place, 1 << order))
+        return Pfn(section.start_pfn + place)
+
+    def take_many(self, zone: Zone, nr_chunks: int, order: int, kind: MigrateType) -> list[tuple[Section, int]]:
+        """Take so many chunks, or fewer if the zone has no more: sections, and the bits of the pages taken in each.
+
+        The same pages as so many calls of :meth:`take` would give: small chunks first.
+        """
+        taken: dict[int, int] = {}
+        missing = nr_chunks << order
+        while missing:
+            self.refresh()
+            found = self._run(self.lists_of(zone), order, kind, missing)
+            if found is None:
+                break
+            section, bits = found
+            self.clear(section, bits)
+            taken[section.nr] = taken.get(section.nr, 0) | bits
+            missing -= bits.bit_count()
+        return [(self.sections[number], bits) for number, bits in taken.items()]
+
+    def _run(self, lists: FreeLists, order: int, kind: MigrateType, missing: int) -> tuple[Section, int] | None:
+        # All chunks of the smallest order in one section, or as many as are missing.
+        for source in (kind, MigrateType.CMA) if kind is MigrateType.MOVABLE else (kind,):
+            for size in range(order, _ORDERS):
+                section = lists.lowest(self.sections, source, size)
+                if section is not None:
+                    return section, self._part(lists.zone, section, source, size, missing)
+        if kind not in _FALLBACKS:
+            return None
+        found = self._fallback(lists, order, kind)
+        return None if found is None else (found[0], bits_of(found[1], min(missing, 1 << found[2])))
+
+    def _part(self, zone: Zone, section: Section, kind: int, order: int, missing: int) -> int:
+        if missing >= PAGES_PER_SECTION and section.whole() and section.parts[0][1] == FULL:
+            return FULL
+        heads = self._heads(zone, section, kind)[order]
+        while heads.bit_count() << order > missing:
+            # Too many: those from the middle on are not needed, or the last is split.
+            if heads.bit_count() == 1:
+                return bits_of(heads.bit_length() - 1, missing)
+            heads = _lowest_bits(heads, max(missing >> order, 1))
+        return spread(heads, order)
+
+    def _heads(self, zone: Zone, section: Section, kind: int) -> list[int]:
+        bits = section.by_type().get(kind, 0)
+        inside = next((part for other, part in section.parts if other is zone), 0)
+        if bits == FULL == inside:
+            return self._chunks(section)
+        return [chunk & bits & inside for chunk in self._chunks(section)]
+
+    def _smallest(self, lists: FreeLists, order: int, kind: int) -> tuple[Section, int, int] | None:
+        for size in range(order, _ORDERS):
+            section = lists.lowest(self.sections, kind, size)
+            if section is not None:
+                heads = self._heads(lists.zone, section, kind)[size]
+                return section, (heads & -heads).bit_length() - 1, size
+        return None
+
+    def _fallback(self, lists: FreeLists, order: int, kind: MigrateType) -> tuple[Section, int, int] | None:
+        # __rmqueue_fallback(): from the largest chunk of another type, so that a whole pageblock changes sides if possible.
+        for size in range(MAX_ORDER, order - 1, -1):
+            for other in _FALLBACKS[kind]:
+                section = lists.lowest(self.sections, other, size)
+                if section is None:
+                    continue
+                if size < HUGE_ORDER // 2 and kind is MigrateType.MOVABLE:
+                    return next(found for smaller in _FALLBACKS[kind] if (found := self._smallest(lists, order, smaller)))
+                heads = self._heads(lists.zone, section, other)[size]
+                place = (heads & -heads).bit_length() - 1
+                if not self._claim(section, place, size, kind):
+                    return section, place, size
+                self.refresh()
+                return self._smallest(lists, order, kind)
+        return None
+
+    def _claim(self, section: Section, place: int, order: int, kind: MigrateType) -> bool:
+        # steal_suitable_fallback(): the pageblock changes its type if half of it is free or used in the new way.
+        first = place >> HUGE_ORDER
+        if order >= HUGE_ORDER:
+            for pageblock in range(first, first + (1 << order - HUGE_ORDER)):
+                section.set_type(pageblock, kind)
+        else:
+            free = (section.free >> (first << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+            movable = self._movable_in(section, first)
+            was = section.type_at(place)
+            alike = movable if kind is MigrateType.MOVABLE else PAGEBLOCK - free - movable if was is MigrateType.MOVABLE else 0
+            if free + alike < PAGEBLOCK // 2:
+                return False
+            section.set_type(first, kind)
+        self.touch(section)
+        return True
+
+    # -- changing
+
+    def clear(self, section: Section, bits: int) -> None:
+        """Note that pages are not free any more."""
+        section.free ^= bits
+        self.touch(section)
+
+    def give(self, section: Section, bits: int) -> None:
+        """Note that pages are free again; they merge with their buddies."""
+        section.free |= bits
+        self.touch(section)
+
+    def each(self, start: Pfn, nr_pages: int) -> Iterator[tuple[Section, int]]:
+        """Give the sections of a run of pages, each with the bits of the pages in it."""
+        while nr_pages > 0:
+            section = self.sections[start // PAGES_PER_SECTION]
+            place = start - section.start_pfn
+            part = min(nr_pages, PAGES_PER_SECTION - place)
+            yield section, FULL if part == PAGES_PER_SECTION else bits_of(place, part)
+            start, nr_pages = Pfn(start + part), nr_pages - part
+
+    def claim_run(self, start: Pfn, nr_pages: int, kind: MigrateType) -> None:
+        """Give the pageblocks of a run to a type: those that are free, and those that it takes at least half of."""
+        for section, bits in self.each(start, nr_pages):
+            if kind is MigrateType.MOVABLE and section.types is None:
+                continue
+            place = (bits & -bits).bit_length() - 1
+            for pageblock in range(place >> HUGE_ORDER, (bits.bit_length() - 1 >> HUGE_ORDER) + 1):
+                inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+                free = (section.free >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+                if section.type_at(pageblock << HUGE_ORDER) in _MERGE and (free == PAGEBLOCK or inside >= PAGEBLOCK // 2):
+                    section.set_type(pageblock, kind)
+            self.touch(section)
+
+    def lowest(self, zone: Zone, kind: MigrateType, order: int) -> Section | None:
+        """Give the lowest section of a zone that has a chunk of at least this order for pages of this type, other types' too."""
+        self.refresh()
+        lists = self.lists_of(zone)
+        found = [lists.lowest(self.sections, one, size) for one in _open_to(kind) for size in range(order, _ORDERS)]
+        return min((section for section in found if section is not None), key=lambda section: section.nr, default=None)
+
+    def available(self, zone: Zone, kind: MigrateType, order: int) -> int:
+        """Count the free pages of a zone that are in chunks of at least this order and may become pages of this type."""
+        self.refresh()
+        totals = self.lists_of(zone).totals
+        return sum(totals[one][size] << size for one in _open_to(kind) for size in range(order, _ORDERS))
+
+    def usable(self, section: Section, kind: MigrateType) -> int:
+        """Give the free pages of a section that a run of this type may have: not another purpose's reserve."""
+        if section.types is None:
+            return section.free
+        return section.free & sum(pages for other, pages in section.by_type().items() if other in _open_to(kind))
+
+    def free_in(self, zone: Zone) -> int:
+        """Count the free pages of a zone that can be allocated."""
+        self.refresh()
+        return self.lists_of(zone).free
+
+    def totals(self, zone: Zone) -> Sequence[Sequence[int]]:
+        """Give the free chunks of a zone by migratetype and order."""
+        self.refresh()
+        return self.lists_of(zone).totals
+
+
+def aligned(bits: int, order: int) -> int:
+    """Give those of the pages that are in whole chunks of an order."""
+    for step in range(order):
+        bits &= (bits >> (1 << step)) & _STARTS[step + 1]
+    return spread(bits, order)
+
+
+def runs_of(bits: int) -> Iterator[tuple[int, int]]:
+    """Give the runs of bits that are set, as (first, how many)."""
+    place = 0
+    while bits:
+        gap = (bits & -bits).bit_length() - 1
+        bits >>= gap
+        length = (bits + 1 & ~bits).bit_length() - 1
+        yield place + gap, length
+        bits >>= length
+        place += gap + length
+
+
+def _open_to(kind: MigrateType) -> tuple[MigrateType, ...]:
+    # Whose pageblocks pages of a type can come from: CMA is for movable ones, HIGHATOMIC for its own only.
+    if kind not in _MERGE:
+        return (kind,)
+    return (*_MERGE_ORDER, MigrateType.CMA) if kind is MigrateType.MOVABLE else _MERGE_ORDER
+
+
+def _lowest_bits(bits: int, count: int) -> int:
+    # Halve the range until just so many are in it.
+    low, high = 0, bits.bit_length()
+    while low < high:
+        middle = (low + high) // 2
+        if (bits & ((1 << middle) - 1)).bit_count() < count:
+            low = middle + 1
+        else:
+            high = middle
+    return bits & ((1 << low) - 1)
