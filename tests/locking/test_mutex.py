@@ -430,7 +430,7 @@ def test_awaiting_the_freedom_of_ones_own_lock_is_a_deadlock_error() -> None:
 def queue() -> Iterator[WaitQueue]:
     queue = WaitQueue("pages")
     yield queue
-    assert (list(queue._queue), queue._conditions) == ([], {})
+    assert (list(queue._queue), queue._asleep) == ([], set())
 
 
 def test_a_condition_that_holds_needs_no_wait(queue: WaitQueue) -> None:

@@ -191,7 +191,7 @@ def _delete_device(machine: Machine, block: MemoryBlock) -> None:
 @requires("mem_hotplug")
 def register_node(machine: Machine, node: Node) -> None:
     """Bring a node online, without memory yet (``try_online_node``)."""
-    machine.node_states[NodeState.N_ONLINE].add(node.nid)
+    machine.set_node_state(NodeState.N_ONLINE, node.nid, member=True)
     node.registered = True
     machine.uevents.emit("add", node)
     with _node_lock(machine, node):
@@ -291,7 +291,7 @@ def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:
 def _try_offline_node(machine: Machine, node: Node) -> None:
     if not node.spans_nothing or node.linked or node.cpus:
         return
-    machine.node_states[NodeState.N_ONLINE].discard(node.nid)
+    machine.set_node_state(NodeState.N_ONLINE, node.nid, member=False)
     node.registered = False
     machine.power_control.pop(f"{NODE}/node{node.nid}/power", None)
     with _node_lock(machine, node):

@@ -155,12 +155,12 @@ def adjust_present_page_count(zone: Zone, block: MemoryBlock, nr_pages: int) -> 
 
 def _set_masks(machine: Machine, arg: MemoryNotify) -> None:
     for state, nid in _mask_changes(arg):
-        machine.node_states[state].add(nid)
+        machine.set_node_state(state, nid, member=True)
 
 
 def _clear_masks(machine: Machine, arg: MemoryNotify) -> None:
     for state, nid in _mask_changes(arg):
-        machine.node_states[state].discard(nid)
+        machine.set_node_state(state, nid, member=False)
 
 
 def _mask_changes(arg: MemoryNotify) -> list[tuple[NodeState, int]]:

@@ -193,6 +193,11 @@ class Machine:
         plan = plan_from_tree(tree, rules=Rules.of(rules))
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
+    def set_node_state(self, state: NodeState, nid: int, *, member: bool) -> None:
+        """Put a node into a mask or take it out; a new set each time, so that whoever reads the old one is undisturbed."""
+        mask = self.node_states[state]
+        self.node_states = {**self.node_states, state: mask | {nid} if member else mask - {nid}}
+
     def new_block(self, block_id: BlockId, nid: int) -> MemoryBlock:
         """Make a block that is not part of the machine yet."""
         return MemoryBlock(block_id, nid, Pfn(block_id * self.pages_per_block), self.pages_per_block, self.dep)

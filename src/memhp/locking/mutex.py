@@ -135,21 +135,21 @@ class WaitQueue:
     Nobody owns it, so a wait in it is never called endless; the signal of the waiting task ends it.
     """
 
-    __slots__ = ("_conditions", "_queue", "name")
+    __slots__ = ("_asleep", "_queue", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._queue: collections.deque[Waiter] = collections.deque()
-        self._conditions: dict[Task, Callable[[], bool]] = {}
+        self._asleep: set[Task] = set()
+        """Who waits under a scheduler."""
 
     def blockers(self, task: Task, op: Op) -> Iterable[Task]:
         """Give nobody: who will wake a queue can't be known."""
         return ()
 
     def ready(self, task: Task, op: Op) -> bool:
-        """Say whether the condition of ``task`` holds, or it has a signal."""
-        condition = self._conditions.get(task)
-        return op is not Op.WAIT or condition is None or task.signals > 0 or condition()
+        """Say whether ``task`` was woken, if it sleeps; looking and waking never wait."""
+        return op is not Op.SLEEP or task not in self._asleep
 
     def wait_interruptible(self, condition: Callable[[], bool]) -> bool:
         """Wait until ``condition()`` holds; False if a signal is pending instead (``wait_event_interruptible``).
@@ -157,22 +157,32 @@ class WaitQueue:
         The condition is asked under the guard: it must be quick and take no lock.
         """
         task = switch.current()
-        self._conditions[task] = condition
-        try:
-            switch.point(Op.WAIT, self)
-            with switch.guard:
-                while not condition():
-                    if task.signals:
-                        return False
-                    switch.park(Waiter(task, self, Op.WAIT), self._queue, abandon=lambda: None)
-            return True
-        finally:
-            del self._conditions[task]
+        if switch.controlled():
+            return self._wait_under_scheduler(task, condition)
+        with switch.guard:
+            while not condition():
+                if task.signals:
+                    return False
+                switch.park(Waiter(task, self, Op.WAIT), self._queue, abandon=lambda: None)
+        return True
+
+    def _wait_under_scheduler(self, task: Task, condition: Callable[[], bool]) -> bool:
+        # As the kernel does it: queue up, look, and only then sleep, so that a wake-up in between is not lost.
+        op = Op.WAIT
+        while True:
+            switch.point(op, self)
+            self._asleep.add(task)
+            held = condition()
+            if held or task.signals:
+                self._asleep.discard(task)
+                return held
+            op = Op.SLEEP
 
     def wake_up(self) -> None:
         """Let every waiter look at its condition again."""
         switch.point(Op.WAKE, self)
         with switch.guard:
+            self._asleep.clear()
             while self._queue:
                 self._queue.popleft().wake()
 
@@ -180,6 +190,9 @@ class WaitQueue:
         """Make a signal pending for ``task`` and wake it if it waits here."""
         with switch.guard:
             task.signals += 1
+        switch.point(Op.WAKE, self)
+        with switch.guard:
+            self._asleep.clear()
             waiter = task.waiting
             if waiter is not None and waiter in self._queue:
                 self._queue.remove(waiter)

@@ -119,6 +119,21 @@ class PercpuRwSemaphore:
         """
         self.read.__enter__()
 
+    def try_read(self) -> bool:
+        """Read if no writer is there or waits; never waits (``percpu_down_read_trylock``). A success needs its release."""
+        cell = self.cell()
+        task = switch.current()
+        switch.point(Op.TRY_READ, self)
+        with switch.guard:
+            if self.writer is not None:
+                return False
+            with cell.lock:
+                cell.count += 1
+        if self._watched:
+            site = self.dep.trylock(task, self) if self.dep is not None else None
+            task.held.append(Held(self, Mode.READ, site))
+        return True
+
     def read_release(self) -> None:
         """End one read of the calling task.
 

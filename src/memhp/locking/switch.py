@@ -55,6 +55,8 @@ class Mode(enum.Enum):
 class Op(enum.Enum):
     """The operations that a scheduler can order."""
 
+    __hash__ = object.__hash__  # enum's own hashes the name, in Python
+
     ACQUIRE = "acquire"
     TRY_ACQUIRE = "try acquire"
     RELEASE = "release"
@@ -64,8 +66,13 @@ class Op(enum.Enum):
     WRITE_BLOCK = "block new readers"
     WRITE_DRAIN = "wait for readers"
     WRITE_RELEASE = "write release"
+    TRY_READ = "try to read"
     WAIT = "wait"
+    SLEEP = "sleep"
     WAKE = "wake"
+    READ = "read"
+    WRITE = "write"
+    SWAP = "compare and swap"
 
 
 class Lock(Protocol):

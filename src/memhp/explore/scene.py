@@ -1,0 +1,131 @@
+"""What a scene's function declares: threads, what must hold, and what is shared."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from memhp.errors import InvalidInput
+from memhp.kernel import Machine
+from memhp.locking import Lockdep, switch
+from memhp.locking.switch import Op, Task
+
+if TYPE_CHECKING:
+    from memhp.explore.execution import Execution
+
+__all__ = ["Cell", "Invariant", "Scene"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Invariant:
+    """Something that must hold whenever a lock is given back."""
+
+    check: Callable[[], object]
+    lock: Any
+
+
+class Scene:
+    """What one execution consists of; the explored function gets a new one each time, and must make everything anew."""
+
+    def __init__(self) -> None:
+        self.threads: list[tuple[str, Callable[[], Any]]] = []
+        self.checks: list[Callable[[], object]] = []
+        self.invariants: list[Invariant] = []
+        self.deps: list[Lockdep] = []
+        self.execution: Execution | None = None
+
+    def thread(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Start a thread; all begin together when the scene's function has returned."""
+        if any(name == other for other, _ in self.threads):
+            raise InvalidInput(name, "thread: name", "a name that no other thread of the scene has")
+        self.threads.append((name, functools.partial(function, *args, **kwargs)))
+
+    def at_end(self, check: Callable[[], object]) -> Callable[[], object]:
+        """Check something when every thread has ended: it must not raise, nor return False. Works as a decorator."""
+        self.checks.append(check)
+        return check
+
+    def invariant(self, lock: Any, check: Callable[[], object] | None = None) -> Any:
+        """Check something each time that ``lock`` (a mutex, or a percpu rwsem that was written) is given back.
+
+        The check may look at declared fields that this lock guards, and at nothing else: in between, threads are where they
+        happen to be, and only the order of steps that depend on each other is the same in every execution of a class. A
+        field that it doesn't guard is refused when the search has seen it. Works as a decorator, too.
+        """
+        if check is None:
+            return functools.partial(self.invariant, lock)
+        self.invariants.append(Invariant(check, lock))
+        return check
+
+    def boot(self, *args: Any, **kwargs: Any) -> Machine:
+        """Boot a machine that lockdep watches; what it reports is compared with what the search finds."""
+        machine = Machine.boot(*args, **{"lockdep": True, **kwargs})
+        self.watch(machine.dep)
+        return machine
+
+    def watch(self, dep: Lockdep | None) -> None:
+        """Compare the reports of a lockdep of this execution with what the search finds."""
+        if dep is not None:
+            self.deps.append(dep)
+
+    def choose(self, options: int) -> int:
+        """Give a number below ``options``; every one is tried. For what chance decides: an allocation, an answer, a signal."""
+        if options < 1:
+            raise InvalidInput(options, "choose: options", "at least 1")
+        return 0 if self.execution is None else self.execution.choose(options)
+
+    def cell(self, name: str, value: T) -> Cell[T]:
+        """Make a variable that threads share without a lock; each access is a step."""
+        return Cell(name, value)
+
+
+class Cell(Generic[T]):
+    """A shared variable; every access is one step that other threads' steps can come before or after."""
+
+    __slots__ = ("_expected", "_value", "name")
+
+    def __init__(self, name: str, value: T) -> None:
+        self.name = name
+        self._value = value
+        self._expected: dict[Task, T] = {}
+
+    def get(self) -> T:
+        """Read it."""
+        switch.point(Op.READ, self)
+        return self._value
+
+    def set(self, value: T) -> None:
+        """Write it."""
+        switch.point(Op.WRITE, self)
+        self._value = value
+
+    def update(self, change: Callable[[T], T]) -> T:
+        """Change it in one step (a fetch-and-add and the like); gives what it was."""
+        switch.point(Op.WRITE, self)
+        before, self._value = self._value, change(self._value)
+        return before
+
+    def swap(self, expected: T, value: T) -> bool:
+        """Write it if it has the expected value (compare-and-swap)."""
+        self._expected[switch.current()] = expected
+        switch.point(Op.SWAP, self)
+        if self._value != expected:
+            return False
+        self._value = value
+        return True
+
+    def peek(self) -> T:
+        """Look at it without a step: for checks at the end."""
+        return self._value
+
+    def blockers(self, task: Task, op: Op) -> tuple[Task, ...]:
+        """Give the task itself if its swap would fail: that is what a failed try looks like."""
+        return (task,) if op is Op.SWAP and self._value != self._expected[task] else ()
+
+    def ready(self, task: Task, op: Op) -> bool:
+        """Say that an access never waits."""
+        return True

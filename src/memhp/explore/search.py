@@ -1,0 +1,337 @@
+"""The search: play executions as a strategy says, look at how each ended, and say what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from memhp.errors import InvalidInput
+from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
+from memhp.explore.fields import Declared, Guards, installed
+from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
+from memhp.explore.ops import letter_of
+from memhp.explore.registry import Registry
+from memhp.explore.scene import Scene
+from memhp.explore.schedule import checksum, encode
+from memhp.explore.strategies import Strategy
+from memhp.explore.strategies.replay import Replay, Turn
+from memhp.explore.watchdog import Stuck, Watchdog, watching
+
+__all__ = ["Build", "Limits", "Played", "search"]
+
+Build = Callable[[Scene], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a search gives up.
+
+    Attributes:
+        executions: how many are played.
+        seconds: how long it takes.
+        steps: how many steps one execution may have before it counts as one that never ends.
+        patience: seconds that a task may take from one step to the next.
+    """
+
+    executions: int = 1_000_000
+    seconds: float = float("inf")
+    steps: int = 10_000
+    patience: float = 10.0
+
+
+@dataclass(slots=True)
+class Played:
+    """What a search goes through, and what it keeps.
+
+    Attributes:
+        build: the scene's function.
+        name: of the scene.
+        table: the declared fields.
+        left_out: threads that are not started.
+        shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
+        everything: go on after a finding.
+        on_execution: called at the end of each execution.
+    """
+
+    build: Build
+    name: str
+    table: Sequence[Declared] = ()
+    limits: Limits = field(default_factory=Limits)
+    left_out: frozenset[int] = frozenset()
+    shared: frozenset[int] = frozenset()
+    everything: bool = False
+    on_execution: Callable[[Execution], None] | None = None
+    progress: Callable[[Result], None] | None = None
+
+
+def search(played: Played, make: Callable[[], Strategy]) -> Result:
+    """Search with a fresh strategy; begin anew whenever a field turns out to be shared without a lock."""
+    begin = time.monotonic()
+    while True:
+        strategy = make()
+        guards = Guards(played.table, played.shared)
+        with _silence(), watching(played.limits.patience) as watchdog, installed(guards) as watch:
+            one = _Pass(played, strategy, guards, watchdog, watch, begin)
+            one.run()
+        if not guards.found <= played.shared:
+            played.shared |= guards.found
+            if not one.result.limit and time.monotonic() - begin < played.limits.seconds:
+                continue
+        one.result.shared = tuple(str(played.table[position]) for position in sorted(played.shared))
+        one.result.seconds = time.monotonic() - begin
+        return one.result
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    # What the machine logs in one execution of thousands is no news.
+    log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
+    before = log.propagate
+    log.addHandler(nowhere)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.propagate = before
+        log.removeHandler(nowhere)
+
+
+class _Pass:
+    """One search from beginning to end with the same shared fields."""
+
+    def __init__(
+        self,
+        played: Played,
+        strategy: Strategy,
+        guards: Guards,
+        watchdog: Watchdog,
+        watch: Callable[[Execution | None], None],
+        begin: float,
+    ) -> None:
+        self.played = played
+        self.strategy = strategy
+        self.guards = guards
+        self.result = Result(played.name, strategy.name, strategy.promise)
+        self._registry = Registry()
+        self._watchdog = watchdog
+        self._watch = watch
+        self._begin = begin
+        self._cycles: dict[frozenset[str], str] = {}
+        self._orders: dict[tuple[str, ...], str] = {}
+
+    def run(self) -> None:
+        result = self.result
+        while self.strategy.more():
+            if self._at_limit():
+                break
+            execution = self._play(self.strategy)
+            if not self.guards.found <= self.guards.shared:
+                return  # a new beginning
+            if execution is None or not self._judge(execution):
+                break
+            if result.executions == 1 and not isinstance(self.strategy, Replay) and not self._same_again(execution):
+                break
+            if self.played.progress is not None and not result.executions % 1000:
+                self.played.progress(result)
+        self._refuse_unguarded()
+        self._compare_orders()
+
+    def _at_limit(self) -> bool:
+        limits, result = self.played.limits, self.result
+        if result.executions + result.redundant >= limits.executions:
+            result.limit = f"{limits.executions:,} executions"
+        elif time.monotonic() - self._begin > limits.seconds:
+            result.limit = f"{limits.seconds:g} seconds"
+        return bool(result.limit)
+
+    def _play(self, strategy: Strategy) -> Execution | None:
+        scene = Scene()
+        execution = Execution(
+            self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
+        )
+        scene.execution = execution
+        self._watch(execution)
+        self._watchdog.look_at(execution)
+        try:
+            execution.run(strategy, self.played.limits.steps)
+        except Diverged as diverged:
+            execution.broken = diverged
+        finally:
+            self._watchdog.look_at(None)
+            self._watch(None)
+        if not execution.fibers:
+            raise InvalidInput(self.played.name, "explore", "a scene that starts at least one thread")
+        for dep in scene.deps:
+            for report in dep.reports:
+                self._orders.setdefault(report.classes, str(report))
+        return execution
+
+    def _judge(self, execution: Execution) -> bool:
+        # False when the search is over.
+        result = self.result
+        result.steps += len(execution.trace)
+        finding = self._finding(execution)
+        if finding is None and not execution.ended:
+            result.redundant += 1
+            return True
+        result.executions += 1
+        if self.played.on_execution is not None:
+            self.played.on_execution(execution)
+        if finding is None:
+            return True
+        if finding.kind is Kind.DEADLOCK:
+            result.deadlocks += 1
+            self._cycles.setdefault(_cycle_classes(finding.blocked), finding.schedule)
+        if self.played.everything and finding.kind in {Kind.DEADLOCK, Kind.EXCEPTION, Kind.INVARIANT}:
+            if all(finding.signature != other.signature for other in result.findings):
+                result.findings.append(finding)
+            return True
+        result.findings.append(finding)
+        if finding.kind in {Kind.NEVER_ENDS, Kind.STUCK, Kind.NONDETERMINISM}:
+            result.limit = {
+                Kind.NEVER_ENDS: f"{self.played.limits.steps:,} steps of one execution",
+                Kind.STUCK: f"{self.played.limits.patience:g} seconds without a step",
+                Kind.NONDETERMINISM: "executions that can't be repeated",
+            }[finding.kind]
+        return False
+
+    def _same_again(self, execution: Execution) -> bool:
+        # One repetition shows most of what makes executions differ: clocks, random numbers, state from the one before.
+        replay = Replay([(step.task, step.strong, step.choice) for step in execution.trace])
+        again = self._play(replay)
+        if again is None:
+            return False
+        where = replay.diverged
+        if where is None:
+            for place, (a, b) in enumerate(zip(execution.trace, again.trace, strict=False)):
+                if not a.same(b) or a.kind != b.kind:
+                    where = Diverged(place + 1, execution.describe(a), again.describe(b))
+                    break
+            else:
+                if len(execution.waiting()) != len(again.waiting()):
+                    where = Diverged(len(again.trace) + 1, "the same threads to have ended", "others")
+        if where is None:
+            return True
+        again.broken = where
+        return self._judge(again)
+
+    # -- findings
+
+    def _finding(self, execution: Execution) -> Finding | None:
+        for fiber in execution.fibers:
+            if fiber.error is not None:
+                return self._raised(execution, fiber, fiber.error)
+        if execution.broken is not None:
+            return self._broken(execution, execution.broken)
+        if len(execution.trace) >= self.played.limits.steps:
+            last = execution.fibers[execution.trace[-1].task].name
+            reason = f"{last} is still at it after {self.played.limits.steps:,} steps of the execution"
+            return self._make(execution, Kind.NEVER_ENDS, reason, ())
+        blocked = execution.at_end
+        if not blocked:
+            return None
+        signature = tuple(sorted(f"{one.lock_class} {one.op.value}" for one in blocked))
+        return self._make(execution, Kind.DEADLOCK, "; ".join(map(str, blocked)), signature, blocked=blocked)
+
+    def _raised(self, execution: Execution, fiber: Fiber, error: BaseException) -> Finding:
+        if isinstance(error, Stuck):
+            place = _innermost(error)
+            reason = f"{fiber.name} did not come to its next step within {self.played.limits.patience:g} s: it blocks "
+            reason += f"outside of the controlled locks, sleeps or never ends{f', in {place}' if place else ''}"
+            return self._make(execution, Kind.STUCK, reason, (fiber.name,))
+        reason = f"{fiber.name} raised {type(error).__name__}: {_first_line(error)}"
+        return self._make(execution, Kind.EXCEPTION, reason, (type(error).__name__, _where(error)), error=error)
+
+    def _broken(self, execution: Execution, error: BaseException) -> Finding:
+        if not isinstance(error, Diverged):
+            signature = (type(error).__name__, _where(error))
+            return self._make(execution, Kind.INVARIANT, _first_line(error), signature, error=error)
+        replayed = isinstance(self.strategy, Replay)
+        reason = str(error) if replayed else f"the same schedule {error}; does the scene look at a clock, or keep state?"
+        return self._make(execution, Kind.DIVERGED if replayed else Kind.NONDETERMINISM, reason, (), error=error)
+
+    def _make(
+        self,
+        execution: Execution,
+        kind: Kind,
+        reason: str,
+        signature: tuple[str, ...],
+        *,
+        blocked: Sequence[Blocked] = (),
+        error: BaseException | None = None,
+    ) -> Finding:
+        lines = _lines(execution)
+        turns: list[Turn] = [(step.task, step.strong, step.choice) for step in execution.trace]
+        names = tuple(fiber.name for fiber in execution.fibers)
+        text = [f"{names[line.task]} {line.text}" for line in lines]
+        schedule = encode(self.played.name, self.guards.shared, self.played.left_out, turns, kind.value, checksum(text))
+        return Finding(kind, reason, names, tuple(lines), schedule, (kind.value, *signature), tuple(blocked), error)
+
+    # -- at the end
+
+    def _refuse_unguarded(self) -> None:
+        bad = self.guards.unguarded()
+        if bad:
+            raise InvalidInput(
+                ", ".join(bad),
+                "invariant",
+                "fields that are guarded by the lock at whose release the invariant is looked at; use at_end, or a thread "
+                "that takes the lock and looks",
+            )
+
+    def _compare_orders(self) -> None:
+        result = self.result
+        for classes, text in self._orders.items():
+            schedule = self._cycles.get(frozenset(classes), "")
+            if schedule:
+                outcome = f"confirmed, it deadlocks: {schedule}"
+            elif result.findings and not self.played.everything:
+                outcome = "not decided, the search ended at the first finding"
+            else:
+                outcome = f"not reproduced, {result.scope}"
+            result.lock_orders.append(LockOrder(classes, text, outcome, schedule))
+
+
+def _cycle_classes(blocked: Sequence[Blocked]) -> frozenset[str]:
+    # The locks of those who wait for each other in a circle; others only wait for one of these.
+    waits = {one.task: one for one in blocked}
+    for start in waits:
+        seen: list[str] = []
+        task = start
+        while task in waits and task not in seen:
+            seen.append(task)
+            task = waits[task].by[0] if waits[task].by else ""
+        if task in seen:
+            return frozenset(waits[name].lock_class for name in seen[seen.index(task) :])
+    return frozenset()
+
+
+def _lines(execution: Execution) -> list[Line]:
+    places: list[Place | None] = execution.places or [None] * len(execution.trace)
+    lines = [
+        Line(step.task, execution.describe(step), letter_of(step.kind), step.choice, place)
+        for step, place in zip(execution.trace, places, strict=True)
+    ]
+    return [*lines, *(Line(index, text, "", -1, place, waits=True) for index, text, place in execution.held_up)]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    place = _innermost(error)
+    return str(place) if place is not None else ""
+
+
+def _innermost(error: BaseException) -> str | None:
+    trace = error.__traceback__
+    if trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return f"{code.co_qualname}() at {code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
