@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
+    "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
     "conform": ("memhp.cli.conform", "compare the model with real kernels"),
 }
