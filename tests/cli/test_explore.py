@@ -32,6 +32,7 @@ def take(first, second):
         pass
 """
 
+LONELY = "title: t\nmachine: {nodes: [1GiB]}\nsteps:\n  - note: n\n"
 STRING = re.compile(r"--replay '(\S+)'")
 
 
@@ -142,7 +143,7 @@ def test_exit_codes(scenes: str, words: list[str], code: int, says: str, capsys:
         ("broken.py", "1 / 0", "expected a file that can be imported (ZeroDivisionError: division by zero)"),
         ("empty.py", "x = 1", "expected a file with a function whose one parameter is called scene"),
         ("absent.yaml", None, "absent.yaml"),
-        ("lonely.yaml", "title: t\nmachine: {nodes: [1GiB]}\nsteps:\n  - note: n\n", "expected a scenario in which steps have a thread (thread: NAME)"),
+        ("lonely.yaml", LONELY, "expected a scenario in which steps have a thread (thread: NAME)"),
     ],
 )
 def test_files_that_can_not_be_explored(
