@@ -28,6 +28,7 @@ SHORT = {
     "memory_block s_active": "s_active",
     "node s_active": "node s_active",
     "acpi physical_node_lock": "physical_node_lock",
+    "the hypervisor's slots": "(slots, not the kernel's)",
 }
 VERBS = {Op.ACQUIRE: "", Op.TRY_ACQUIRE: "try ", Op.READ_ACQUIRE: "read ", Op.TRY_READ: "try read ", Op.WRITE_BLOCK: "write "}
 
@@ -92,6 +93,7 @@ def unplug(machine: Machine) -> None:
     machine.unplug_dimm(machine.dimms[0])
 
 
+SLOTS = "(slots, not the kernel's)"
 ENTRIES = [
     Entry(
         "write online to state",
@@ -136,7 +138,7 @@ ENTRIES = [
         lambda m: m.remove_memory(4 * GIB, BLOCK),
         f"DH, {DELETE}, {MH}",
     ),
-    Entry("a DIMM comes", ALL, (add_another,), plug, f"DH, acpi_scan_lock, {CREATE}, physical_node_lock"),
+    Entry("a DIMM comes", ALL, (add_another,), plug, f"{SLOTS}, DH, acpi_scan_lock, {CREATE}, physical_node_lock"),
     Entry(
         "a DIMM goes",
         OLD,

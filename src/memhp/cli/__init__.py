@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
     "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
+    "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
     "conform": ("memhp.cli.conform", "compare the model with real kernels"),
 }

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from memhp.errors import InvalidInput
 from memhp.explore.fields import declared
-from memhp.explore.findings import Result
+from memhp.explore.findings import Finding, Kind, Result
 from memhp.explore.machine import FIELDS
-from memhp.explore.schedule import parse
+from memhp.explore.minimise import smaller as made_smaller
+from memhp.explore.schedule import Schedule, parse
 from memhp.explore.search import Build, Limits, Played, search
 from memhp.explore.strategies import Strategy
 from memhp.explore.strategies.brute import Brute
@@ -67,7 +68,10 @@ def explore(
     make = strategy_named(strategy) if isinstance(strategy, str) else strategy
     played = _played(build, name, limits or Limits())
     played.everything = everything
-    return search(played, make)
+    result = search(played, make)
+    if result.findings and smaller:
+        result.findings[0] = made_smaller(played, result.findings[0])
+    return result
 
 
 def replay(build: Build, schedule: str, *, limits: Limits | None = None, name: str = "") -> Result:
@@ -79,7 +83,25 @@ def replay(build: Build, schedule: str, *, limits: Limits | None = None, name: s
     played = _played(build, name, limits or Limits())
     said = parse(schedule, played.name)
     played.shared, played.left_out = said.shared, said.left_out
-    return search(played, lambda: Replay(said.turns))
+    result = search(played, lambda: Replay(said.turns))
+    _compare(result, said)
+    return result
+
+
+def _compare(result: Result, said: Schedule) -> None:
+    # Every turn was possible; the execution may be another one all the same.
+    found = result.findings[0] if result.findings else None
+    if found is not None and (found.kind is Kind.DIVERGED or found.schedule.rpartition(":")[2] == said.check):
+        return
+    steps = len(said.turns)
+    if found is None:
+        reason = f"diverged at step {steps + 1}: expected the end ({said.kind}), got an execution in which nothing is wrong"
+    elif found.kind.value != said.kind:
+        reason = f"diverged at step {steps + 1}: expected the end ({said.kind}), got {found.kind.value}: {found.reason}"
+    else:
+        reason = f"diverged within {steps} steps: the operations are of the same kinds, on other objects"
+    names, lines = (found.names, found.lines) if found is not None else ((), ())
+    result.findings = [Finding(Kind.DIVERGED, reason, names, lines, "", (Kind.DIVERGED.value,))]
 
 
 def _played(build: Build, name: str, limits: Limits) -> Played:

@@ -65,6 +65,7 @@ class Finding:
         blocked: who can't go on, at a deadlock.
         error: what was raised, if that is what went wrong.
         signature: equal for findings of one and the same bug.
+        preemptions: how many of its switches leave a task that could have gone on.
         original: the finding before it was made smaller.
     """
 
@@ -76,7 +77,13 @@ class Finding:
     signature: tuple[str, ...]
     blocked: tuple[Blocked, ...] = ()
     error: BaseException | None = None
+    preemptions: int = 0
     original: Finding | None = None
+
+    @property
+    def headline(self) -> str:
+        """What went wrong, in one line."""
+        return self.reason if self.kind is Kind.DIVERGED else f"{self.kind.value}: {self.reason}"
 
     @property
     def steps(self) -> int:
@@ -124,6 +131,7 @@ class Result:
         findings: what went wrong, in the order in which it was found; only the first unless all were asked for.
         lock_orders: what lockdep reported.
         limit: the limit that ended the search before its time, or ''.
+        ended_early: whether it ended at a finding.
         shared: the declared fields that no lock guards.
         seconds: how long it took.
     """
@@ -138,13 +146,14 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     lock_orders: list[LockOrder] = field(default_factory=list)
     limit: str = ""
+    ended_early: bool = False
     shared: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
     def complete(self) -> bool:
         """Whether every execution was looked at, up to the order of independent steps."""
-        return self.promise is Promise.COMPLETE and not self.limit
+        return self.promise is Promise.COMPLETE and not self.limit and not self.ended_early
 
     @property
     def verdict(self) -> Verdict:
@@ -159,12 +168,14 @@ class Result:
         many = f"{self.executions:,} execution{'' if self.executions == 1 else 's'}, {self.steps:,} steps"
         if self.redundant:
             many += f", {self.redundant:,} given up as redundant"
+        if self.ended_early and not self.limit:
+            return f"ended at the first finding ({self.strategy}): {many}"
         if self.limit:
             return f"bounded: {self.limit}; {many}"
         return f"{self.promise.value} ({self.strategy}): {many}"
 
     def __str__(self) -> str:
-        heads: Sequence[str] = [f"{finding.kind.value}: {finding.reason}" for finding in self.findings]
+        heads: Sequence[str] = [finding.headline for finding in self.findings]
         heads = [*heads, *map(str, self.lock_orders)] or [
             {Verdict.HOLDS: "holds", Verdict.UNDECIDED: "nothing found, not decided"}[self.verdict]
         ]

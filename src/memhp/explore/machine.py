@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memhp.explore.fields import Declared
 from memhp.kernel import Machine
+from memhp.kernel.acpi import AcpiMemory, Dimm, MemoryDevice
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.boot import Parameters
 from memhp.kernel.iomem import Iomem
@@ -23,7 +24,7 @@ FIELDS = (
     *(Declared(Machine, name, lambda machine: "machine", container=True) for name in ("firmware_map", "power_control")),
     *(
         Declared(MemoryBlock, name, lambda block: f"memory{block.id}")
-        for name in ("state", "offline", "online_type", "zone", "present", "isolated", "removed")
+        for name in ("state", "offline", "online_type", "zone", "present", "isolated", "removed", "firmware_node")
     ),
     *(Declared(MemoryBlock, name, lambda block: f"memory{block.id}", container=True) for name in ("used", "poisoned")),
     *(Declared(Zone, name, _zone) for name in ("start_pfn", "spanned", "present", "present_early", "managed")),
@@ -32,6 +33,10 @@ FIELDS = (
     Declared(Node, "linked", lambda node: f"node{node.nid}", container=True),
     Declared(Iomem, "_resources", lambda iomem: "iomem"),
     Declared(Pages, "generation", lambda pages: "pages"),
+    *(Declared(MemoryDevice, name, lambda device: device.name) for name in ("dimm", "attached", "seen", "physical_nodes")),
+    *(Declared(Dimm, name, lambda dimm: f"DIMM {dimm.device.name}") for name in ("plugged", "error")),
+    Declared(Dimm, "reports", lambda dimm: f"DIMM {dimm.device.name}", container=True),
+    Declared(AcpiMemory, "enabled", lambda acpi: "acpi"),
     *(
         Declared(Parameters, name, lambda parameters: "memory_hotplug")
         for name in ("auto_online_blocks", "online_policy", "auto_movable_ratio", "auto_movable_numa_aware")

@@ -20,9 +20,10 @@ from memhp.explore.strategies import Strategy
 from memhp.explore.strategies.replay import Replay, Turn
 from memhp.explore.watchdog import Stuck, Watchdog, watching
 
-__all__ = ["Build", "Limits", "Played", "search"]
+__all__ = ["Build", "Limits", "Played", "cycle", "search"]
 
 Build = Callable[[Scene], object]
+_SHOWN_OF_ENDLESS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Played:
         left_out: threads that are not started.
         shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
         everything: go on after a finding.
+        wanted: pass over findings with another signature.
         on_execution: called at the end of each execution.
     """
 
@@ -63,6 +65,7 @@ class Played:
     left_out: frozenset[int] = frozenset()
     shared: frozenset[int] = frozenset()
     everything: bool = False
+    wanted: tuple[str, ...] = ()
     on_execution: Callable[[Execution], None] | None = None
     progress: Callable[[Result], None] | None = None
 
@@ -180,7 +183,7 @@ class _Pass:
         result.executions += 1
         if self.played.on_execution is not None:
             self.played.on_execution(execution)
-        if finding is None:
+        if finding is None or (self.played.wanted and finding.signature != self.played.wanted):
             return True
         if finding.kind is Kind.DEADLOCK:
             result.deadlocks += 1
@@ -190,6 +193,7 @@ class _Pass:
                 result.findings.append(finding)
             return True
         result.findings.append(finding)
+        result.ended_early = True
         if finding.kind in {Kind.NEVER_ENDS, Kind.STUCK, Kind.NONDETERMINISM}:
             result.limit = {
                 Kind.NEVER_ENDS: f"{self.played.limits.steps:,} steps of one execution",
@@ -233,7 +237,7 @@ class _Pass:
         blocked = execution.at_end
         if not blocked:
             return None
-        signature = tuple(sorted(f"{one.lock_class} {one.op.value}" for one in blocked))
+        signature = tuple(sorted(f"{one.lock_class} {one.op.value}" for one in cycle(blocked) or blocked))
         return self._make(execution, Kind.DEADLOCK, "; ".join(map(str, blocked)), signature, blocked=blocked)
 
     def _raised(self, execution: Execution, fiber: Fiber, error: BaseException) -> Finding:
@@ -263,12 +267,15 @@ class _Pass:
         blocked: Sequence[Blocked] = (),
         error: BaseException | None = None,
     ) -> Finding:
-        lines = _lines(execution)
-        turns: list[Turn] = [(step.task, step.strong, step.choice) for step in execution.trace]
+        # Whoever goes round in circles shows it soon.
+        most = _SHOWN_OF_ENDLESS if kind is Kind.NEVER_ENDS else len(execution.trace)
+        lines = _lines(execution, most)
+        turns: list[Turn] = [(step.task, step.strong, step.choice) for step in execution.trace[:most]]
         names = tuple(fiber.name for fiber in execution.fibers)
         text = [f"{names[line.task]} {line.text}" for line in lines]
         schedule = encode(self.played.name, self.guards.shared, self.played.left_out, turns, kind.value, checksum(text))
-        return Finding(kind, reason, names, tuple(lines), schedule, (kind.value, *signature), tuple(blocked), error)
+        preemptions = self.strategy.preemptions if isinstance(self.strategy, Replay) else 0
+        return Finding(kind, reason, names, tuple(lines), schedule, (kind.value, *signature), tuple(blocked), error, preemptions)
 
     # -- at the end
 
@@ -295,25 +302,29 @@ class _Pass:
             result.lock_orders.append(LockOrder(classes, text, outcome, schedule))
 
 
-def _cycle_classes(blocked: Sequence[Blocked]) -> frozenset[str]:
-    # The locks of those who wait for each other in a circle; others only wait for one of these.
+def cycle(blocked: Sequence[Blocked]) -> list[Blocked]:
+    """Give those who wait for each other in a circle; others only wait for one of these."""
     waits = {one.task: one for one in blocked}
     for start in waits:
-        seen: list[str] = []
+        path: list[str] = []
         task = start
-        while task in waits and task not in seen:
-            seen.append(task)
-            task = waits[task].by[0] if waits[task].by else ""
-        if task in seen:
-            return frozenset(waits[name].lock_class for name in seen[seen.index(task) :])
-    return frozenset()
+        while task in waits and task not in path:
+            path.append(task)
+            task = next((other for other in waits[task].by if other in waits), "")
+        if task in path:
+            return [waits[name] for name in path[path.index(task) :]]
+    return []
 
 
-def _lines(execution: Execution) -> list[Line]:
+def _cycle_classes(blocked: Sequence[Blocked]) -> frozenset[str]:
+    return frozenset(one.lock_class for one in cycle(blocked))
+
+
+def _lines(execution: Execution, most: int) -> list[Line]:
     places: list[Place | None] = execution.places or [None] * len(execution.trace)
     lines = [
         Line(step.task, execution.describe(step), letter_of(step.kind), step.choice, place)
-        for step, place in zip(execution.trace, places, strict=True)
+        for step, place in zip(execution.trace[:most], places[:most], strict=True)
     ]
     return [*lines, *(Line(index, text, "", -1, place, waits=True) for index, text, place in execution.held_up)]
 

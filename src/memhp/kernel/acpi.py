@@ -156,7 +156,7 @@ class AcpiMemory:
 
     def __init__(self, machine: Machine, slots: int) -> None:
         self._machine = machine
-        self._slots = threading.Lock()
+        self._slots = Mutex("the hypervisor's slots")
         self.devices = tuple(MemoryDevice(number, machine.dep) for number in range(slots))
         self.enabled: bool = True
         self.run: Callable[[str, Callable[[], None]], object] = _start

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import re
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from memhp.abi.formats import parse_uint
 from memhp.errors import HotplugError, InvalidInput
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.attributes import Attribute, Directory, uevent_of
+from memhp.locking import Mutex
 from memhp.notifier import NotifierBlock, NotifyResult, notifier_from_errno
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Modules:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._lock = threading.Lock()
+        self._lock = Mutex("module_mutex")
         self._loaded: dict[str, _Module] = {}
 
     def load(self, name: str, parameters: dict[str, object]) -> None:

@@ -32,7 +32,7 @@ from memhp.kernel.sysfs import SysfsTree
 from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
 from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
-from memhp.locking import Lockdep
+from memhp.locking import Lockdep, Task
 from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
 from memhp.locking.switch import ending_request, task_of
@@ -441,12 +441,12 @@ class Machine:
         """
         self._modules.unload(name)
 
-    def send_signal(self, thread: threading.Thread) -> None:
+    def send_signal(self, thread: threading.Thread | Task) -> None:
         """Send a signal to a thread: if it is in the middle of an offline that waits for a page, that fails with EINTR.
 
         A thread that is doing something else is not affected, as a handled signal does not end a write that waits for a lock.
         """
-        self.pages.changed.signal(task_of(thread))
+        self.pages.changed.signal(thread if isinstance(thread, Task) else task_of(thread))
 
     # -- locks
 

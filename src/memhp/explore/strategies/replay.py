@@ -19,6 +19,7 @@ class Replay:
 
     Attributes:
         diverged: where that was, if it happened.
+        preemptions: how many switches left a task that could have gone on.
     """
 
     promise = Promise.SAMPLED
@@ -28,6 +29,7 @@ class Replay:
         self._turns = turns
         self._played = False
         self.diverged: Diverged | None = None
+        self.preemptions = 0
 
     def more(self) -> bool:
         """There is one."""
@@ -45,6 +47,8 @@ class Replay:
         task, kind, _ = self._turns[place]
         found = self._instead(execution, task, kind)
         if not found:
+            last = execution.trace[-1].task if place else task
+            self.preemptions += last != task and execution.fibers[last].ready()
             return task
         self._diverge(execution, place, found)
         return None

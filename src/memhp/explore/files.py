@@ -1,0 +1,178 @@
+"""Files to explore: scenarios with threads, and Python files with functions that make a scene."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from memhp.abi.paths import MEMORY
+from memhp.abi.tree import DirTree
+from memhp.errors import HotplugError, InvalidInput, LockError, MemhpError, ScenarioError, errno_name
+from memhp.explore.execution import Abandoned
+from memhp.explore.scene import Scene
+from memhp.explore.search import Build
+from memhp.kernel import Machine
+from memhp.locking import Task
+from memhp.notifier import NotifierBlock
+from memhp.scenario import load
+from memhp.scenario.act import Actor
+from memhp.scenario.behaviours import Holdings, make_callback
+from memhp.scenario.model import CallbackSpec, Scenario, Step
+from memhp.scenario.verdict import same_result
+
+__all__ = ["scenes"]
+
+_MAIN = "main"
+
+
+def scenes(file: str) -> dict[str, Build]:
+    """Give the scenes of a file by name: one for a scenario, the functions of a Python file; ``file.py:function`` is one.
+
+    Raises:
+        InvalidInput: the file can't be read, is no scenario, or has no such function.
+    """
+    path, _, function = file.partition(":") if ".py" in file else (file, "", "")
+    if path.endswith(".py"):
+        return _functions(Path(path), function)
+    scenario = load(path)
+    if not any(step.thread for step in scenario.steps):
+        raise InvalidInput(path, "explore", "a scenario in which steps have a thread (thread: NAME)")
+    return {Path(path).stem: lambda scene: _Stage(scenario, scene)}
+
+
+# -- Python files
+
+
+def _functions(path: Path, wanted: str) -> dict[str, Build]:
+    module = _module(path)
+    found: dict[str, Build] = {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and _makes_a_scene(function)
+    }
+    if wanted:
+        if wanted not in found:
+            listed = ", ".join(found) or "none"
+            raise InvalidInput(wanted, str(path), f"the name of a function whose one parameter is called scene ({listed})")
+        return {wanted: found[wanted]}
+    if not found:
+        raise InvalidInput(str(path), "explore", "a file with a function whose one parameter is called scene")
+    return found
+
+
+def _makes_a_scene(function: Any) -> bool:
+    parameters = list(inspect.signature(function).parameters.values())
+    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    return [one.name for one in needed] == ["scene"]
+
+
+def _module(path: Path) -> ModuleType:
+    name = f"memhp_explored_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InvalidInput(str(path), "explore", "a Python file that exists")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a module can raise anything while it is imported
+        raise InvalidInput(str(path), "explore", f"a file that can be imported ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+# -- scenarios
+
+
+class _Crew:
+    # The threads of a scenario, for the step that sends a signal to one.
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def thread(self, name: str) -> Task | None:
+        execution = self._scene.execution
+        fibers = execution.fibers if execution is not None else []
+        return next((fiber.task for fiber in fibers if fiber.name == name), None)
+
+
+class _Stage:
+    # One execution of a scenario: what comes before the first thread is done at once, the rest in threads.
+    def __init__(self, scenario: Scenario, scene: Scene) -> None:
+        self._scenario = scenario
+        self.machine = self._boot()
+        scene.watch(self.machine.dep)
+        holdings = Holdings(self.machine)
+        blocks = {spec.name: self._block(spec, holdings) for spec in scenario.callbacks}
+        self._actor = Actor(self.machine, holdings, _Crew(scene), blocks, scenario.file)  # type: ignore[arg-type]
+        for spec in scenario.callbacks:
+            if spec.registered:
+                self.machine.memory_chain.register(blocks[spec.name])
+        steps = [step for step in scenario.steps if step.verb != "note"]
+        first = next(place for place, step in enumerate(steps) if step.thread)
+        for step in steps[:first]:
+            self._set_up(step)
+        for name in dict.fromkeys(step.thread or _MAIN for step in steps[first:]):
+            scene.thread(name, self._play, [step for step in steps[first:] if (step.thread or _MAIN) == name])
+        scene.at_end(self._check)
+
+    def _boot(self) -> Machine:
+        spec = self._scenario.machine
+        options: dict[str, Any] = {"rules": spec.rules, "device_hotplug_lock": spec.device_hotplug_lock, "lockdep": True}
+        if not spec.source:
+            return Machine.boot(**spec.description, **options)
+        tree = DirTree(Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source)
+        if spec.description and not tree.exists(f"{MEMORY}/block_size_bytes"):
+            return Machine.boot(**spec.description, **options)
+        return Machine.from_tree(tree, **options)
+
+    def _block(self, spec: CallbackSpec, holdings: Holdings) -> NotifierBlock:
+        # Time has no meaning where every order is tried.
+        reactions = {action: dataclasses.replace(reaction, delay=0.0) for action, reaction in spec.reactions.items()}
+        spec = dataclasses.replace(spec, reactions=reactions)
+        callback = make_callback(spec, self._scenario.file, self.machine, holdings, lambda name, what: None)
+        return NotifierBlock(callback, spec.priority, spec.name)
+
+    def _set_up(self, step: Step) -> None:
+        wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
+        result = self._result(step)
+        if not same_result(result, wanted):
+            raise ScenarioError(result, str(self._scenario.file), step.line, wanted, f"step {step.number}: {step.shown}")
+
+    def _play(self, steps: list[Step]) -> None:
+        for step in steps:
+            self._result(step)
+
+    def _result(self, step: Step) -> str:
+        # A request may fail in some orders and not in others; only misuse of locks, and what isn't memhp's, is a finding.
+        try:
+            self._actor.act(step)
+        except (LockError, Abandoned):
+            raise
+        except HotplugError as error:
+            return errno_name(error.errno or 0)
+        except MemhpError as error:
+            return "EINVAL" if type(error) is InvalidInput else type(error).__name__
+        return "ok"
+
+    def _check(self) -> None:
+        expect = self._scenario.expect
+        if expect is None:
+            return
+        for path, text in expect.files:
+            found = self.machine.tree.read(self._actor.selector.path(path)).strip()
+            if found != text.strip():
+                raise AssertionError(f"{path} is {found!r} in the end, expected {text.strip()!r}")
+        for selection, state in expect.blocks:
+            step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
+            for number in self._actor.selector.resolve(step, selection, None):
+                block = self.machine.blocks.get(number)
+                what = "absent" if block is None else block.state.value
+                if what != state:
+                    raise AssertionError(f"memory{number} is {what} in the end, expected {state}")
