@@ -1,6 +1,6 @@
 # Two commands on a fresh Debian-like machine: `make run` and `make test`. Both set up what they need.
 
-.PHONY: run test bench lint setup clean
+.PHONY: run test bench conform lint setup clean
 
 run: setup
 	.venv/bin/memhp run examples/twin.yaml
@@ -10,6 +10,11 @@ test: setup
 
 bench: setup
 	.venv/bin/python -m bench
+
+# Beside real kernels: the whole library, and more than 2,000 generated steps on each. Needs QEMU and `memhp lab fetch`.
+conform: setup
+	.venv/bin/memhp conform --live
+	.venv/bin/memhp conform --generate 52
 
 lint: setup
 	.venv/bin/ruff check .

@@ -80,4 +80,4 @@ def _relative(step: Observed, first: Observed) -> dict[str, str]:
 
 
 def _difference(step: Observed, what: str, ours: str, theirs: str) -> Difference:
-    return Difference(step.number, step.line, step.shown, what, ours, theirs)
+    return Difference(step.number, step.line, step.shown, what, ours or "(nothing)", theirs or "(nothing)")
