@@ -9,7 +9,7 @@ import sys
 
 from bench.measure import Figure, verdict
 
-GROUPS = ("notify", "readside", "contention", "pairs", "boot")
+GROUPS = ("notify", "readside", "contention", "pairs", "boot", "listing")
 
 
 def main(names: list[str]) -> int:
