@@ -22,6 +22,8 @@ __all__ = ["BinaryFile", "DirTree", "Tree", "open_binary", "open_directory"]
 _READ = 1 << 20
 """Bytes of one ``pread()``; a multiple of 8."""
 
+_ROOT = Path("/")
+
 
 class Tree(Protocol):
     """Files that can be read, written and listed."""
@@ -86,6 +88,8 @@ class DirTree:
         return f"<DirTree {self.root}{' writable' if self.writable else ''}>"
 
     def _real(self, path: str) -> Path:
+        if self.root == _ROOT:  # nothing leads out of it, so nothing has to be resolved
+            return self.root / path.lstrip("/")
         try:
             real = (self.root / path.lstrip("/")).resolve()
         except RuntimeError as error:  # pathlib's word for a circle of links, until Python 3.13

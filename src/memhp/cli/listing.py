@@ -16,7 +16,10 @@ from memhp.host.scan import Scan, ScanError, human, scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 __all__ = ["main"]
 
@@ -251,11 +254,11 @@ def _terminal() -> int:
     return width or 80
 
 
-def _merge(found: Scan, split: frozenset[str], *, every: bool) -> tuple[list[int], list[int]]:
+def _merge(found: Scan, split: frozenset[str], *, every: bool) -> tuple[Sequence[int], list[int]]:
     # Where each printed line begins, and how many blocks it has.
     numbers = found.numbers
     if every:
-        return list(range(len(numbers))), [1] * len(numbers)
+        return range(len(numbers)), [1] * len(numbers)
     keys = [column for name, column in _keys(found).items() if name in split and column is not None]
     starts: list[int] = []
     counts: list[int] = []
@@ -274,17 +277,27 @@ def _merge(found: Scan, split: frozenset[str], *, every: bool) -> tuple[list[int
 
 def _keys(found: Scan) -> dict[str, Sequence[object] | None]:
     return {
-        "STATE": [_state(text) for text in found.states],
-        "REMOVABLE": [_is_removable(text) for text in found.removable],
+        "STATE": _each(_state, found.states),
+        "REMOVABLE": _each(_is_removable, found.removable),
         "NODE": found.nodes,
-        "ZONES": None if found.zones is None else [_zones(text) for text in found.zones],
+        "ZONES": None if found.zones is None else _each(_zones, found.zones),
         "CONFIGURED": found.configured,
         "MEMMAP-ON-MEMORY": found.memmap_on_memory,
     }
 
 
+def _each(meaning: Callable[[str | None], T], texts: Sequence[str | None]) -> list[T]:
+    # Thousands of files say one of a few things.
+    known = {text: meaning(text) for text in set(texts)}
+    return [known[text] for text in texts]
+
+
 def _state(text: str | None) -> str:
     return _STATES.get((text or "").removesuffix("\n"), "?")
+
+
+def _is_online(text: str | None) -> bool:
+    return _state(text) == "online"
 
 
 def _is_removable(text: str | None) -> bool:
@@ -306,7 +319,7 @@ def _zones(text: str | None) -> str:
     return "/".join([_ZONES.get(word.lower(), "Unknown") for word in words[:_MOST_ZONES]])
 
 
-def _column(name: str, found: Scan, starts: list[int], counts: list[int], *, in_bytes: bool) -> table.Column:
+def _column(name: str, found: Scan, starts: Sequence[int], counts: list[int], *, in_bytes: bool) -> table.Column:
     size, numbers = found.block_size, found.numbers
     if name == "RANGE":
         ends = ((numbers[at] * size, (numbers[at] + count) * size - 1) for at, count in zip(starts, counts, strict=True))
@@ -322,18 +335,23 @@ def _column(name: str, found: Scan, starts: list[int], counts: list[int], *, in_
     return table.Column(name, _cells(name, found, starts), kind=kind)
 
 
-def _cells(name: str, found: Scan, starts: list[int]) -> list[str]:
+def _cells(name: str, found: Scan, starts: Sequence[int]) -> list[str]:
     if name == "STATE":
-        return [_state(found.states[at]) for at in starts]
+        return _each(_state, _picked(found.states, starts))
     if name == "REMOVABLE":
-        states, flags = found.states, found.removable
-        return [_yes(_is_removable(flags[at])) if _state(states[at]) == "online" else "" for at in starts]
+        online = _each(_is_online, _picked(found.states, starts))
+        flags = _each(_is_removable, _picked(found.removable, starts))
+        return [_yes(flag) if there else "" for flag, there in zip(flags, online, strict=True)]
     if name == "NODE":
-        return [""] * len(starts) if found.nodes is None else [str(found.nodes[at]) for at in starts]
+        return [""] * len(starts) if found.nodes is None else [str(node) for node in _picked(found.nodes, starts)]
     if name == "ZONES":
-        return [""] * len(starts) if found.zones is None else [_zones(found.zones[at]) for at in starts]
+        return [""] * len(starts) if found.zones is None else _each(_zones, _picked(found.zones, starts))
     column = (found.configured if name == "CONFIGURED" else found.memmap_on_memory) or []
-    return [_yes(column[at]) for at in starts]
+    return [_yes(flag) for flag in _picked(column, starts)]
+
+
+def _picked(column: list[T], starts: Sequence[int]) -> list[T]:
+    return column if len(column) == len(starts) else [column[at] for at in starts]
 
 
 def _yes(flag: bool) -> str:  # noqa: FBT001 - it is what is translated
@@ -341,7 +359,7 @@ def _yes(flag: bool) -> str:  # noqa: FBT001 - it is what is translated
 
 
 def _summary(options: _Options, found: Scan, root: str) -> str:
-    online = found.block_size * sum(_state(text) == "online" for text in found.states)
+    online = found.block_size * sum(_each(_is_online, found.states))
     offline = found.block_size * len(found.numbers) - online
     in_bytes = "b" in options.flags
     sizes = [("Memory block size:", found.block_size), ("Total online memory:", online), ("Total offline memory:", offline)]

@@ -1,7 +1,7 @@
 """What memory a machine has, block by block, as its files say (drivers/base/memory.c, drivers/base/node.c).
 
 Nothing is guessed: what a file doesn't say is None. A tree may change while it is read; a block that goes away in between
-is left out, and each block's state and zones are read one right after the other.
+is left out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ __all__ = ["Block", "Host", "Inventory", "Policy"]
 
 T = TypeVar("T")
 
+_NOT_READ = ("not read",)
 KERNEL_OPTIONS = "the kernel needs CONFIG_MEMORY_HOTPLUG (and CONFIG_SPARSEMEM below it), and /sys must be mounted"
 
 
 class Block:
-    """One memory block, as it was when it was read; it does not change afterwards.
+    """One memory block: its state as it was when the blocks were read.
 
     Attributes:
         id: its number, the N of ``memoryN``.
@@ -39,11 +40,9 @@ class Block:
         size: bytes.
         nodes: the NUMA nodes that have a part of it, ascending; () where the kernel has no nodes or the copy doesn't say.
         state: the word of the file: online, offline, going-offline; '' if the file can't be read.
-        valid_zones: the words of the file. Of an online block: its zone, or none if it lies in several or can't go offline.
-            Of an offline block: the zones that it can go to, the default first. None: the kernel doesn't say (before 3.18).
     """
 
-    __slots__ = ("_late", "id", "nodes", "size", "start", "state", "valid_zones")
+    __slots__ = ("_late", "_zones", "id", "nodes", "size", "start", "state")
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class Block:
         size: int,
         nodes: tuple[int, ...],
         state: str,
-        valid_zones: tuple[str, ...] | None,
+        valid_zones: tuple[str, ...] | None = _NOT_READ,
         late: Callable[[str], str | None] | None = None,
     ) -> None:
         self.id = id
@@ -59,12 +58,11 @@ class Block:
         self.size = size
         self.nodes = nodes
         self.state = state
-        self.valid_zones = valid_zones
+        self._zones = valid_zones
         self._late = late
 
     def __repr__(self) -> str:
-        zones = "/".join(self.valid_zones) if self.valid_zones else "?"
-        return f"<Block memory{self.id} {self.state or '?'} {zones} nodes {self.nodes}>"
+        return f"<Block memory{self.id} {self.state or '?'} nodes {self.nodes}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Block):
@@ -75,7 +73,18 @@ class Block:
         return hash(self._facts())
 
     def _facts(self) -> tuple[object, ...]:
-        return self.id, self.size, self.nodes, self.state, self.valid_zones
+        return self.id, self.size, self.nodes, self.state
+
+    @property
+    def valid_zones(self) -> tuple[str, ...] | None:
+        """The words of the file; None if the kernel doesn't say (before 3.18).
+
+        Of an online block: its zone, or ``none`` if it lies in several or can't go offline. Of an offline block: the zones that
+        it can go to, the default first. It is read at the first question, unless the blocks were read with their zones.
+        """
+        if self._zones is _NOT_READ:
+            self._zones = _words(self._read("valid_zones"))
+        return self._zones
 
     @property
     def end(self) -> PhysAddr:
@@ -201,22 +210,28 @@ class Host:
         """The bytes of a memory block."""
         return self._block_size()
 
-    def blocks(self) -> tuple[Block, ...]:
-        """Give all blocks, ascending; one that goes away meanwhile is left out."""
+    def blocks(self, *, zones: bool = False) -> tuple[Block, ...]:
+        """Give all blocks, ascending; one that goes away meanwhile is left out.
+
+        Args:
+            zones: whether to read valid_zones too, right after each state, rather than when somebody asks for them.
+        """
         size = self._block_size()
         with self._memory() as directory:
-            names = directory.names()
-            numbers = sorted(map(int, (name[6:] for name in names if _is_block(name))))
+            numbers = sorted([int(name[6:]) for name in directory.names() if _is_block(name)])
             if not numbers:
                 raise NoMemoryBlocks(MEMORY, "no memory blocks", hint=KERNEL_OPTIONS)
             owners = self._owners(directory, numbers)
-            texts = directory.read_all([f"memory{number}/{file}" for number in numbers for file in ("state", "valid_zones")])
-            found = []
-            for number, state, zones in zip(numbers, texts[::2], texts[1::2], strict=True):
-                if state is None and zones is None and f"memory{number}" not in directory.names():
-                    continue
-                words = None if zones is None else tuple(zones.split())
-                found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, self._late))
+            files = ("state", "valid_zones") if zones else ("state",)
+            texts = directory.read_all([f"memory{number}/{file}" for number in numbers for file in files])
+            here = set(directory.names()) if None in texts else None  # what can't be read may be gone
+        found = []
+        for index, number in enumerate(numbers):
+            state = texts[index * len(files)]
+            if state is None and here is not None and f"memory{number}" not in here:
+                continue
+            words = _words(texts[2 * index + 1]) if zones else _NOT_READ
+            found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, self._late))
         return tuple(found)
 
     def nodes(self) -> tuple[int, ...]:
@@ -238,7 +253,7 @@ class Host:
 
     def inventory(self) -> Inventory:
         """Give everything at once."""
-        blocks = self.blocks()
+        blocks = self.blocks(zones=True)
         here = {block.id for block in blocks}
         known = (int(name[6:]) for name in self._list(FIRMWARE_MEMORY) or () if _is_block(name))
         return Inventory(
@@ -321,6 +336,10 @@ class Host:
     def _text(self, path: str) -> str | None:
         text = _or_none(self.tree.read, path)
         return None if text is None else text.strip()
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split())
 
 
 def _is_block(name: str) -> bool:

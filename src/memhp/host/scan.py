@@ -61,8 +61,9 @@ def scan(root: str = "", *, removable: bool = True, nodes: bool = False, zones: 
     """
     memory = _open(root)
     try:
-        size = _block_size(memory)
-        here = _numbers(memory.names())
+        names = memory.names()
+        size = _block_size(memory, names)
+        here = _numbers(names)
         if not here:
             raise ScanError(f"Failed to read {root}{MEMORY}: no memory blocks")
         firmware = _firmware(root)
@@ -87,8 +88,8 @@ def _open(root: str) -> DirectoryOfFiles:
         raise ScanError(f"cannot open {MEMORY}: {error.strerror}", hint) from None
 
 
-def _block_size(memory: DirectoryOfFiles) -> int:
-    if "block_size_bytes" not in memory.names():
+def _block_size(memory: DirectoryOfFiles, names: list[str]) -> int:
+    if "block_size_bytes" not in names:
         raise ScanError("This system does not support memory blocks")
     (text,) = memory.read_all(["block_size_bytes"])
     try:
@@ -101,7 +102,7 @@ def _block_size(memory: DirectoryOfFiles) -> int:
 
 
 def _numbers(names: list[str]) -> list[int]:
-    return sorted([int(name[6:]) for name in names if name[:6] == "memory" and name[6:].isascii() and name[6:].isdigit()])
+    return sorted([int(digits) for name in names if name[:6] == "memory" and (digits := name[6:]).isdigit() and digits.isascii()])
 
 
 def _firmware(root: str) -> DirectoryOfFiles | None:
