@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from memhp import DirTree, HotplugError, PageKind, Rules
+from memhp import DirTree, HotplugError, PageKind, PageRefusal, Rules
 from memhp.kernel.watermarks import batch_of, protection_of, stat_threshold, watermarks_of
 from memhp.kernel.zones import ZoneType
-from support import GIB, Boot
+from page_checker import check_pages
+from support import GIB, Boot, Log, rounds, three
 
 REAL = Path(__file__).parent.parent / "data" / "proc"
 """Files of Debian's kernels, read in a guest with two nodes of 1 GiB and one CPU each."""
@@ -20,6 +21,8 @@ NODES = [{"memory": "1GiB", "cpus": 1}, {"memory": "1GiB", "cpus": 1}]
 FILES = {
     "meminfo": "/proc/meminfo",
     "zoneinfo": "/proc/zoneinfo",
+    "buddyinfo": "/proc/buddyinfo",
+    "pagetypeinfo": "/proc/pagetypeinfo",
     "node0-meminfo": "/sys/devices/system/node/node0/meminfo",
     "node0-numastat": "/sys/devices/system/node/node0/numastat",
     "node0-vmstat": "/sys/devices/system/node/node0/vmstat",
@@ -136,6 +139,164 @@ def test_zoneinfo_follows_hotplug_at_once(boot: Boot) -> None:
     assert movable() == ["pages free     32768", "spanned  32768", "present  32768", "managed  32768", start]
     machine.device_offline(block)
     assert movable() == nothing
+
+
+# -- free chunks
+
+
+def test_headings_and_columns_of_free_chunks_are_the_kernel_s(boot: Boot) -> None:
+    """Each line that is not of a zone is the real one; the others are as long as these."""
+    tree = boot(NODES, rules=Rules.LINUX_6_12).tree
+    for name in ("buddyinfo", "pagetypeinfo"):
+        pairs = list(zip(tree.read(f"/proc/{name}").splitlines(), (REAL / "6.12" / name).read_text().splitlines(), strict=True))
+        assert [ours for ours, real in pairs if "zone" not in real] == [real for _, real in pairs if "zone" not in real]
+        assert [len(ours) for ours, _ in pairs] == [len(real) for _, real in pairs]
+
+
+def test_free_chunks_of_an_empty_machine(boot: Boot) -> None:
+    """DMA divided at its ends, DMA32 in chunks of the largest order; all pageblocks movable, as many as the guest's."""
+    tree = boot(NODES).tree
+    assert tree.read("/proc/buddyinfo").splitlines() == [
+        "Node 0, zone      DMA      2      2      2      2      2      1      1      0      1      1      3 ",
+        "Node 0, zone    DMA32      0      0      0      0      0      0      0      0      0      0    252 ",
+        "Node 1, zone    DMA32      0      0      0      0      0      0      0      0      0      0    256 ",
+    ]
+    blocks = [line for line in tree.read("/proc/pagetypeinfo").splitlines() if line.startswith("Node 0, zone")]
+    assert blocks == [
+        "Node 0, zone      DMA            0            8            0            0            0 ",
+        "Node 0, zone    DMA32            0          504            0            0            0 ",
+    ]
+
+
+def test_kernel_pages_show_in_their_row(boot: Boot) -> None:
+    """One slab page: its pageblock is unmovable, and what is left of it is 511 pages in nine chunks."""
+    machine = boot("1GiB")
+    machine.pages.alloc_pages(0, PageKind.SLAB)
+    machine.pages.chunks.drain()
+    lines = machine.tree.read("/proc/pagetypeinfo").splitlines()
+    row = next(line for line in lines if line.startswith("Node    0, zone    DMA32, type    Unmovable"))
+    assert row.split()[6:] == ["1"] * 10 + ["0"]
+    assert "Node 0, zone    DMA32            2          502            0            0            0 " in lines
+
+
+@pytest.mark.fact("5.15")
+def test_iomem_is_in_proc(boot: Boot) -> None:
+    """What is claimed, with what was added."""
+    machine = boot("1GiB")
+    machine.add_memory(0, 4 * GIB, machine.block_size)
+    assert machine.tree.read("/proc/iomem").splitlines()[-2:] == [
+        "00100000-3fffffff : System RAM",
+        "100000000-107ffffff : System RAM",
+    ]
+
+
+# -- a node's huge pages and failures
+
+NODE0 = "/sys/devices/system/node/node0"
+
+
+@pytest.mark.fact("7.6")
+def test_the_pool_of_huge_pages(boot: Boot) -> None:
+    """Eight of 2 MiB by a write, shown as the real kernels show them; fewer where there is no room; none again."""
+    machine = boot("1GiB")
+    tree, size = machine.tree, f"{NODE0}/hugepages/hugepages-2048kB"
+    tree.write(f"{size}/nr_hugepages", "8")
+    assert [tree.read(f"{size}/{name}") for name in ("nr_hugepages", "free_hugepages", "surplus_hugepages")] == [
+        "8\n",
+        "8\n",
+        "0\n",
+    ]
+    assert tree.read(f"{NODE0}/meminfo").splitlines()[-3:] == [
+        "Node 0 HugePages_Total:     8",
+        "Node 0 HugePages_Free:      8",
+        "Node 0 HugePages_Surp:      0",
+    ]
+    tree.write(f"{size}/nr_hugepages", "1000000")
+    assert int(tree.read(f"{size}/nr_hugepages")) == 511  # of 512: the first has holes
+    tree.write(f"{size}/nr_hugepages", "0")
+    assert tree.read(f"{size}/nr_hugepages") == "0\n"
+    check_pages(machine)
+
+
+@pytest.mark.fact("7.6")
+def test_free_huge_pages_go_with_their_block(boot: Boot) -> None:
+    """The pool shrinks, and stays so when the block comes back; huge pages in use take their count along."""
+    machine = boot([{"memory": "1GiB"}, 0])
+    machine.add_memory(1, 4 * GIB, machine.block_size)
+    machine.device_online(32, "online_movable")
+    pools = [f"/sys/devices/system/node/node{nid}/hugepages/hugepages-2048kB/nr_hugepages" for nid in (0, 1)]
+    machine.tree.write(pools[1], "6")
+    used = machine.alloc_pages(4 * 512, PageKind.HUGETLB, node=1, owner="database")
+    assert [machine.tree.read(path) for path in pools] == ["0\n", "10\n"]
+    machine.device_offline(32)
+    assert [machine.tree.read(path) for path in pools] == ["4\n", "0\n"]
+    machine.device_online(32, "online_movable")
+    assert [machine.tree.read(path) for path in pools] == ["4\n", "0\n"]
+    assert (used.nr_pages, used.blocks) == (2048, [0])
+    check_pages(machine)
+
+
+@pytest.mark.fact("7.6", "3.16")
+def test_promised_huge_pages_keep_their_block(boot: Boot) -> None:
+    """EBUSY after MEM_GOING_OFFLINE; with other free ones the promise moves to them, and the block goes."""
+    machine = boot([{"memory": "1GiB"}, 0])
+    machine.add_memory(1, 4 * GIB, machine.block_size)
+    machine.device_online(32, "online_movable")
+    promised = machine.alloc_pages(10 * 512, PageKind.HUGETLB_RESERVED, node=1, owner="mapping")
+    log = Log()
+    three(machine, log)
+    with pytest.raises(PageRefusal, match="every free huge page is promised") as caught:
+        machine.device_offline(32)
+    assert (caught.value.kind, caught.value.owner, caught.value.page) == ("hugetlb-reserved", "mapping", 0x100000)
+    assert rounds(log) == ["GOING_OFFLINE(-1,1): 200 0 -1", "CANCEL_OFFLINE(-1,1): 200 0 -1"]
+    machine.tree.write("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "12")
+    machine.device_offline(32)
+    assert (promised.nr_pages, promised.blocks) == (5120, [0])
+    assert "HugePages_Total:      12\nHugePages_Free:       12\nHugePages_Rsvd:       10\n" in machine.tree.read("/proc/meminfo")
+    check_pages(machine)
+
+
+@pytest.mark.fact("7.4")
+def test_huge_pages_migrate_whole_or_split(boot: Boot) -> None:
+    """A transparent one is divided where there are only pieces; what was 512 pages is 512 pages still."""
+    machine = boot("1GiB")
+    (block,) = machine.add_memory(0, 4 * GIB, machine.block_size)
+    machine.device_online(block, "online_movable")
+    whole = machine.alloc_pages(1024, PageKind.THP, owner="app")
+    machine.device_offline(block)
+    assert {extent.kind for extent in whole.extents} == {PageKind.THP}
+    assert not any(extent.start_pfn % 512 for extent in whole.extents)
+    machine.device_online(block, "online_movable")
+    split = machine.alloc_pages(1024, PageKind.THP, owner="app")
+    pieces = machine.pages.alloc_pages_bulk(machine.pages.count_free() - 31_744, kind=PageKind.SLAB, emergency=True)
+    machine.pages.free_pages_bulk(pieces, pieces.pfns[pieces.pfns % 2 == 0][:40_000])
+    machine.device_offline(block)
+    assert ({extent.kind for extent in split.extents}, split.nr_pages) == ({PageKind.ANONYMOUS}, 1024)
+    check_pages(machine)
+
+
+@pytest.mark.fact("7.7")
+def test_failures_are_counted_on_their_node(boot: Boot) -> None:
+    """A free page recovers; a page of the kernel's own is left alone; soft offlining is not counted; 6.1 has no such files."""
+    machine = boot("1GiB", rules=Rules.LINUX_6_12)
+    slab = machine.alloc_pages(1, PageKind.SLAB, blocks=[7])
+    hard = "/sys/devices/system/memory/hard_offline_page"
+    machine.tree.write(hard, hex(3 << 28))
+    machine.tree.write("/sys/devices/system/memory/soft_offline_page", hex((3 << 28) + 4096))
+    for address in (slab.extents[0].start_pfn << 12, 0xA0000):
+        with pytest.raises(HotplugError, match="EBUSY"):
+            machine.tree.write(hard, hex(address))
+    names = machine.tree.list(f"{NODE0}/memory_failure")
+    assert {name: machine.tree.read(f"{NODE0}/memory_failure/{name}") for name in names} == {
+        "delayed": "0\n",
+        "failed": "0\n",
+        "ignored": "2\n",
+        "recovered": "1\n",
+        "total": "3\n",
+    }
+    assert not boot("1GiB", rules=Rules.LINUX_6_1).tree.exists(f"{NODE0}/memory_failure")
+    machine.free_pages(slab)
+    check_pages(machine)
 
 
 # -- a word a page

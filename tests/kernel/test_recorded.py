@@ -40,11 +40,8 @@ SHOWN = 12
 """How many differences of one recording are printed."""
 
 LEFT_OUT = {
-    # of a node's directory: not there (the docstring of memhp.kernel.sysfs), or counting what else a guest does
-    "compact",
-    "hugepages",
+    # of a node's directory, what counts what else a guest does
     "meminfo",
-    "memory_failure",
     "numastat",
     "vmstat",
 }

@@ -14,6 +14,7 @@ from memhp.kernel import device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
 from memhp.kernel.firmwaremap import FirmwareEntry
+from memhp.kernel.hugetlb import pool_of, set_nr_hugepages
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
 from memhp.kernel.zonechoice import valid_zones
 from memhp.kernel.zones import Node, NodeState
@@ -27,7 +28,10 @@ __all__ = [
     "BUS_FILES",
     "CRASH_FILES",
     "FAILURE_FILES",
+    "GIGANTIC_FILES",
+    "HUGE_FILES",
     "MEMORY_FILES",
+    "NODE_FAILURE_FILES",
     "NODE_FILES",
     "NODE_ROOT_FILES",
     "PARAMETER_FILES",
@@ -259,7 +263,40 @@ BLOCK_FILES = {
     "uevent": Attribute(0o644, lambda machine, block: "", _store_uevent),
 }
 
+
+def _store_nr_hugepages(machine: Machine, node: Node, text: str) -> None:
+    set_nr_hugepages(machine, node, _bounded(text, "nr_hugepages", 64))
+
+
+def _store_demote_size(machine: Machine, node: Node, text: str) -> None:
+    if sysfs_word(text) not in {"2M", "2048K", "2048kB", "2097152"}:
+        raise InvalidInput(text, "demote_size", "2M, the only smaller size")
+
+
+HUGE_FILES = {
+    "free_hugepages": Attribute(0o444, lambda machine, node: f"{pool_of(machine, node)[1]}\n"),
+    "nr_hugepages": Attribute(0o644, lambda machine, node: f"{pool_of(machine, node)[0]}\n", _store_nr_hugepages),
+    "surplus_hugepages": _constant("0\n"),
+}
+
+GIGANTIC_FILES = {
+    "demote": Attribute(0o200, None, lambda machine, node, text: None),
+    "demote_size": Attribute(0o644, lambda machine, node: "2048kB\n", _store_demote_size),
+    "free_hugepages": _constant("0\n"),
+    "nr_hugepages": Attribute(0o644, lambda machine, node: "0\n", lambda machine, node, text: None),
+    "surplus_hugepages": _constant("0\n"),
+}
+"""Pages of 1 GiB are not modelled: a request for some is granted none, as where memory is too fragmented."""
+
+
+def _failures(name: str) -> Attribute:
+    return Attribute(0o444, lambda machine, node: f"{node.memory_failure[name]}\n")
+
+
+NODE_FAILURE_FILES = {name: _failures(name) for name in ("total", "ignored", "failed", "delayed", "recovered")}
+
 NODE_FILES = {
+    "compact": Attribute(0o200, None, lambda machine, node, text: None),
     "cpulist": Attribute(0o444, lambda machine, node: f"{format_ids(node.cpus)}\n"),
     "cpumap": Attribute(0o444, _show_cpumap),
     "distance": Attribute(0o444, _show_distance),
@@ -328,14 +365,12 @@ def _kpagecount(machine: Machine, offset: int, size: int) -> bytes:
     return read_kpagecount(machine, offset, size)
 
 
-def _iomem(machine: Machine, what: None) -> str:
-    return str(machine.iomem)
-
-
 PROC_FILES = {
-    "iomem": Attribute(0o444, _iomem),
+    "buddyinfo": Attribute(0o444, proc.buddyinfo),
+    "iomem": Attribute(0o444, proc.iomem),
     "kpagecount": Attribute(0o400, read_bytes=_kpagecount),
     "kpageflags": Attribute(0o400, read_bytes=_kpageflags),
     "meminfo": Attribute(0o444, proc.meminfo),
+    "pagetypeinfo": Attribute(0o400, proc.pagetypeinfo),
     "zoneinfo": Attribute(0o444, proc.zoneinfo),
 }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.buddy import Section
-from memhp.kernel.holdings import Holding, Place
+from memhp.kernel.holdings import Allocation, Holding, Place
 from memhp.kernel.kinds import HUGE_ORDER, MAX_ORDER, Leaving, MigrateType, PageKind
 from memhp.kernel.migrate import targets
 from memhp.kernel.pagemap import ON_CPU_LIST, TAIL, Page, PageArray, PageMap, Pfns, kinds_where, to_bits, to_places
@@ -241,7 +241,7 @@ class Chunks:
                     return False
                 pfn: int = self.map.slots[page._slot]  # noqa: SLF001
                 section = self._pages.buddy.sections[pfn // PAGES_PER_SECTION]
-                if section.cpu_lists is None or section.types is not None:
+                if section.cpu_lists is None or section.types is not None or section.block.poisoned:
                     return False
                 at_hand = section.cpu_lists[MigrateType.MOVABLE]
                 at_hand.append(self.map.take_back(page))
@@ -272,6 +272,9 @@ class Chunks:
         section = self._pages.buddy.sections[number]
         self._pages.buddy.give(section, bits)
         section.singles -= bits.bit_count()
+        for pfn in section.block.poisoned:  # bad hardware never goes back to the allocator
+            if pfn // PAGES_PER_SECTION == number and bits >> pfn % PAGES_PER_SECTION & 1:
+                self._pages.occupy(Allocation(PageKind.POISONED, "memory failure"), section.block, pfn, 1)
         if not section.singles:
             self.map.emptied(section)
 
@@ -462,7 +465,9 @@ class Chunks:
             return holder if kept else None
         with self.cpu_lock:
             order = self.map.lose(pfn)
+        block.poisoned.discard(pfn)  # who asks for it takes it in a moment
         self._give_bits(section.nr, ((1 << (1 << order)) - 1) << head % PAGES_PER_SECTION)
+        block.poisoned.add(pfn)
         return None
 
     def _move_one(self, section: Section, holder: Holding, old: Pfns, order: int, zones: list[Zone]) -> bool:

@@ -563,10 +563,11 @@ class Pages:
         if extent is None:
             return self._chunks.give_up(block, pfn, hard=hard) if self._chunks is not None else None
         allocation = extent.allocation
-        if extent.kind.leaving is not Leaving.MIGRATES or (allocation.pins and not hard):
+        free_huge = extent.kind is PageKind.HUGETLB_FREE  # dissolved, and the pool shrinks
+        if not free_huge and (extent.kind.leaving is not Leaving.MIGRATES or (allocation.pins and not hard)):
             return allocation
         unit = 1 << extent.kind.order
-        if not hard:
+        if not hard and not free_huge:
             elsewhere = [
                 other
                 for zone in self.zones(MigrateType.MOVABLE, block.nid)

@@ -19,6 +19,8 @@ __all__ = ["hard_offline_page", "soft_offline_page"]
 def hard_offline_page(machine: Machine, pfn: Pfn) -> None:
     """Take a page out of use at once, as an uncorrected memory error does; what was in it is lost to its owner.
 
+    The node's counters of such failures (``memory_failure/``) tell what came of it.
+
     Raises:
         HotplugError: ENXIO, there is no such page or it is offline; EHWPOISON, it is poisoned already; EBUSY, the kernel
             uses it itself, so it is marked but stays where it is.
@@ -31,8 +33,14 @@ def hard_offline_page(machine: Machine, pfn: Pfn) -> None:
             raise HotplugError(errno.ENXIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
             raise HotplugError(EHWPOISON, f"page {pfn:#x} of {block.name} is poisoned already", block=block.id)
+        counters = machine.nodes[block.nid].memory_failure
+        counters["total"] += 1
+        if not _is_ram(block, pfn):
+            counters["ignored"] += 1
+            raise HotplugError(errno.EBUSY, f"page {pfn:#x} of {block.name} is reserved by firmware", block=block.id)
         block.poisoned.add(pfn)
         owner = machine.pages.give_up(block, pfn, hard=True)
+        counters["ignored" if owner is not None else "recovered"] += 1
         if owner is not None:
             raise HotplugError(errno.EBUSY, f"page {pfn:#x} of {owner} can't be taken out of use", block=block.id)
         _occupy(machine, block, pfn)
@@ -54,11 +62,17 @@ def soft_offline_page(machine: Machine, pfn: Pfn) -> None:
             raise HotplugError(errno.EIO, f"page {pfn:#x} of {block.name} is not online", block=block.id)
         if pfn in block.poisoned:
             return
+        if not _is_ram(block, pfn):
+            raise HotplugError(errno.EIO, f"page {pfn:#x} of {block.name} is reserved by firmware", block=block.id)
         owner = machine.pages.give_up(block, pfn, hard=False)
         if owner is not None:
             raise HotplugError(errno.EIO, f"page {pfn:#x} of {owner} can't move", block=block.id)
         block.poisoned.add(pfn)
         _occupy(machine, block, pfn)
+
+
+def _is_ram(block: MemoryBlock, pfn: Pfn) -> bool:
+    return any(start <= pfn < start + nr_pages for _, start, nr_pages in block.present)
 
 
 def _occupy(machine: Machine, block: MemoryBlock, pfn: Pfn) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from memhp.kernel.census import Census
-from memhp.kernel.kinds import PageKind
+from memhp.kernel.kinds import HUGE_ORDER, MAX_ORDER, MigrateType, PageKind
 from memhp.kernel.watermarks import batch_of, protection_of, stat_threshold, watermarks_of
 from memhp.kernel.zones import Node, NodeState, Zone
 from memhp.units import PAGE_SIZE
@@ -19,7 +19,7 @@ from memhp.units import PAGE_SIZE
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
-__all__ = ["meminfo", "node_meminfo", "node_numastat", "node_vmstat", "zoneinfo"]
+__all__ = ["buddyinfo", "iomem", "meminfo", "node_meminfo", "node_numastat", "node_vmstat", "pagetypeinfo", "zoneinfo"]
 
 _KB = PAGE_SIZE >> 10
 _HUGE = 512
@@ -252,3 +252,72 @@ def node_numastat(machine: Machine, node: Node) -> str:
     """Give a node's ``numastat``."""
     names = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
     return "".join(f"{name} 0\n" for name in names)
+
+
+# -- free chunks
+
+
+def _populated(node: Node) -> list[Zone]:
+    return [zone for zone in node.zones if zone.present]
+
+
+def _online(machine: Machine) -> list[Node]:
+    return [machine.nodes[nid] for nid in sorted(machine.node_states[NodeState.N_ONLINE])]
+
+
+def buddyinfo(machine: Machine, what: object = None) -> str:
+    """Give /proc/buddyinfo: free chunks of each order in each zone."""
+    lines = []
+    with machine.pages.lock:
+        for node in _online(machine):
+            for zone in _populated(node):
+                totals = machine.pages.buddy.totals(zone)
+                counts = [sum(by_order[order] for by_order in totals) for order in range(MAX_ORDER + 1)]
+                lines.append(f"Node {node.nid}, zone {zone.type.label:>8} {''.join(f'{count:6} ' for count in counts)}\n")
+    return "".join(lines)
+
+
+def pagetypeinfo(machine: Machine, what: object = None) -> str:
+    """Give /proc/pagetypeinfo: free chunks of each migratetype, and how many pageblocks are of which."""
+    orders = "".join(f"{order:6} " for order in range(MAX_ORDER + 1))
+    parts = []
+    with machine.pages.lock:
+        for node in _online(machine):
+            zones = _populated(node)
+            if not zones:
+                continue
+            blocks = {zone: _pageblocks(machine, zone) for zone in zones}
+            # CONFIG_CMA is off in Debian's cloud kernels; its column is there once something is reserved.
+            kinds = [kind for kind in MigrateType if kind is not MigrateType.CMA or any(found[kind] for found in blocks.values())]
+            parts.append(f"Page block order: {HUGE_ORDER}\nPages per block:  {1 << HUGE_ORDER}\n\n")
+            parts.append(f"{'Free pages count per migrate type at order':<44}{orders}\n")
+            for zone in zones:
+                totals = machine.pages.buddy.totals(zone)
+                for kind in kinds:
+                    counts = "".join(f"{count:6} " for count in totals[kind])
+                    parts.append(f"Node {node.nid:4}, zone {zone.type.label:>8}, type {kind.label:>12} {counts}\n")
+            parts.append(f"\n{'Number of blocks type':<23}{''.join(f'{kind.label:>12} ' for kind in kinds)}\n")
+            for zone in zones:
+                counts = "".join(f"{blocks[zone][kind]:12} " for kind in kinds)
+                parts.append(f"Node {node.nid}, zone {zone.type.label:>8} {counts}\n")
+    return "".join(parts)
+
+
+def _pageblocks(machine: Machine, zone: Zone) -> Counter[MigrateType]:
+    found: Counter[MigrateType] = Counter()
+    for block in dict.fromkeys(zone.ascending()):
+        for section in machine.pages.buddy.sections_of(block):
+            for other, bits in section.parts:
+                if other is zone:
+                    places = range(0, bits.bit_length(), 1 << HUGE_ORDER)
+                    inside = [place for place in places if bits >> place & ((1 << (1 << HUGE_ORDER)) - 1)]
+                    for place in inside if section.types is not None and not block.isolated else ():
+                        found[section.type_at(place)] += 1
+                    if block.isolated or section.types is None:
+                        found[MigrateType.ISOLATE if block.isolated else MigrateType.MOVABLE] += len(inside)
+    return found
+
+
+def iomem(machine: Machine, what: object = None) -> str:
+    """Give /proc/iomem: who claims which physical addresses, as far as it is memory."""
+    return str(machine.iomem)

@@ -1,8 +1,8 @@
 """The files that the machine serves: the ABI of Linux on top of the machine's own functions.
 
-Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out:
-of a node's directory compact, hugepages and memory_failure; and everything outside these directories that is not mounted
-here: the firmware's memory devices and map, modules and what they have in debugfs.
+Formats, modes and errnos are those of real kernels (drivers/base/memory.c and node.c; observed on 6.1 and 6.12). Left out
+is everything outside these directories that is not mounted here: the firmware's memory devices and map, modules and what
+they have in debugfs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from memhp.kernel.attributes import (
     BUS_FILES,
     CRASH_FILES,
     FAILURE_FILES,
+    GIGANTIC_FILES,
+    HUGE_FILES,
     MEMORY_FILES,
+    NODE_FAILURE_FILES,
     NODE_FILES,
     NODE_ROOT_FILES,
     PARAMETER_FILES,
@@ -178,8 +181,8 @@ class SysfsTree:
             return Directory(None, power_files(here) if place[-1] == "power" else {}, dict)
         if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
             return _block_directory(machine, block)
-        if here.startswith(f"{NODE}/") and (node := _node_named(machine, place[-1])) is not None:
-            return _node_directory(node)
+        if here.startswith(f"{NODE}/") and (below_node := _below_node(machine, tuple(place[NODE.count("/") :]))) is not None:
+            return below_node
         if here.startswith(f"{FIRMWARE_MEMMAP}/") and (entry := _entry_named(machine, place[-1])) is not None:
             return Directory(None, memmap_files(entry), dict)
         above = f"{here.rstrip('/')}/"
@@ -311,13 +314,32 @@ def _node_named(machine: Machine, name: str) -> Node | None:
     return node if node is not None and node.registered else None
 
 
-def _node_directory(node: Node) -> Directory:
+def _node_directory(machine: Machine, node: Node) -> Directory:
     def links() -> dict[str, str]:
         blocks = {block.name: f"../../memory/{block.name}" for block in node.linked.copy().values()}
         cpus = {f"cpu{number}": f"../../cpu/cpu{number}" for number in node.cpus}
         return {**blocks, **cpus, "subsystem": "../../../../bus/node"}
 
-    return Directory(node, NODE_FILES, lambda: {"power": None, "x86": None}, links)
+    names = ["power", "x86", "hugepages", *(["memory_failure"] if machine.rules.value.memory_failure else [])]
+    return Directory(node, NODE_FILES, lambda: dict.fromkeys(names), links)
+
+
+_BELOW_NODE: dict[tuple[str, ...], tuple[dict[str, Attribute], tuple[str, ...]]] = {
+    ("hugepages",): ({}, ("hugepages-1048576kB", "hugepages-2048kB")),
+    ("hugepages", "hugepages-2048kB"): (HUGE_FILES, ()),
+    ("hugepages", "hugepages-1048576kB"): (GIGANTIC_FILES, ()),
+    ("memory_failure",): (NODE_FAILURE_FILES, ()),
+}
+
+
+def _below_node(machine: Machine, place: tuple[str, ...]) -> Directory | None:
+    node = _node_named(machine, place[0])
+    if node is None or place[1:] not in {(), *_BELOW_NODE}:
+        return None
+    if place[1:] == ():
+        return _node_directory(machine, node)
+    files, names = _BELOW_NODE[place[1:]]
+    return Directory(node, files, lambda: dict.fromkeys(names))
 
 
 # -- the memory directory and the module's parameters

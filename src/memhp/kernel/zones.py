@@ -130,7 +130,7 @@ class Zone:
 class Node:
     """One NUMA node: its zones, and the blocks that are linked to it in sysfs."""
 
-    __slots__ = ("active", "cpus", "distances", "linked", "nid", "registered", "zones")
+    __slots__ = ("active", "cpus", "distances", "linked", "memory_failure", "nid", "registered", "zones")
 
     def __init__(self, nid: int, cpus: tuple[int, ...], distances: dict[int, int]) -> None:
         self.nid = nid
@@ -143,6 +143,8 @@ class Node:
         """What those hold who use its files; another one each time that the device is made."""
         self.linked: dict[int, MemoryBlock] = {}
         """Blocks with a link in the node's directory, by id."""
+        self.memory_failure = dict.fromkeys(("total", "ignored", "failed", "delayed", "recovered"), 0)
+        """How often its hardware failed, and what came of it."""
 
     def register(self, dep: Lockdep | None) -> None:
         """Make its device."""
