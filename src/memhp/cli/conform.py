@@ -39,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Play scenarios on the modelled machine and compare, step by step, with what real kernels do: notifier calls, results, "
         "states, zones, node masks, uevents, MemTotal. Without --live, with what they did when they were recorded, without QEMU."
     )
-    parser.add_argument("files", nargs="*", type=Path, metavar="SCENARIO", help="scenario files; default: memhp's own library")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="SCENARIO", help="files, or names of memhp's own library; default: all of that"
+    )
     parser.add_argument("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; may be repeated; default: both")
     parser.add_argument(
         "--live", action="store_true", help="play on the real kernels now, record it, and say if they do otherwise than recorded"
@@ -114,7 +116,7 @@ class _Run:
         return self._sum(time.monotonic() - began)
 
     def _files(self) -> list[Path]:
-        return self.options.files or sorted(LIBRARY.glob("*.yaml"))
+        return [_found(file) for file in self.options.files] or sorted(LIBRARY.glob("*.yaml"))
 
     # -- the three ways
 
@@ -241,6 +243,12 @@ class _Run:
         if self.found or self.drifted:
             return FAILED
         return NO_LAB if self.unrecorded else HELD
+
+
+def _found(file: Path) -> Path:
+    # A bare word is one of the library, unless there is a file of that name.
+    known = LIBRARY / f"{file}.yaml"
+    return known if len(file.parts) == 1 and not file.exists() and known.exists() else file
 
 
 def _recording_path(file: Path, series: str) -> Path:
