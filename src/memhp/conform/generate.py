@@ -26,7 +26,7 @@ __all__ = ["SHAPES", "Generated", "generate", "write_scenario"]
 
 BLOCK = 128 << 20
 _FIRST_DIMM_BLOCK = 32
-_MOST_DIMMS = 6
+_MOST_DIMMS = 5
 _RARELY = 0.08
 _MOSTLY = 0.7
 
@@ -46,7 +46,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
 )
 """The machines of generated scenarios."""
 
-_TYPES = ("online", "online_kernel", "online_movable")
+_TYPES = ("online", "online", "online_kernel", "online_movable", "online_movable")
 _BAD_WORDS = ("bogus", "ONLINE", " online", "online ", "online\n\n", "going-offline", "1", "on", "offline x", "online\0junk")
 _BOOLEANS = ("1", "0", "y", "n", "on", "off", "Yes", "no", "true", "False", "2", "x", "o", " 1", "1junk", "\n")
 _POLICY_WRITES = (
@@ -105,10 +105,10 @@ class _Generator:
         self.made = 0
         self.used: set[int] = set()
         self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
-            (4, self._plug),
+            (3, self._plug),
             (3, self._unplug),
-            (14, self._online),
-            (10, self._offline),
+            (18, self._online),
+            (12, self._offline),
             (6, self._boolean),
             (3, self._bad_word),
             (3, self._auto_online),
@@ -167,7 +167,7 @@ class _Generator:
     # -- kinds of steps
 
     def _plug(self) -> dict[str, Any] | None:
-        size = BLOCK * self.random.choice((1, 1, 2, 2, 3, 4))
+        size = BLOCK * self.random.choice((1, 2, 3, 4, 6, 8))
         last = len(self.machines[0].nodes) - 1
         node = last if self.random.random() < 0.7 else self.random.randrange(last)
         if len(self.dimms) >= _MOST_DIMMS:
