@@ -166,11 +166,6 @@ class Player:
             return {"errno": errno_name(error.errno or 0), **reports(step, dimm, before)}
         return reports(step, dimm, before)
 
-    def _offline_and_remove(self, blocks: list[int], start: int, size: int) -> None:
-        for block in blocks:
-            self.machine.device_offline(block)
-        self.machine.remove_memory(start, size)
-
     def add(self, step: Json) -> None:
         self.machine.add_memory(step["nid"], step["add"], step["size"])
 
@@ -178,7 +173,7 @@ class Player:
         self.machine.remove_memory(step["remove"], step["size"])
 
     def offline_and_remove(self, step: Json) -> None:
-        self._offline_and_remove(step["offline"], step["offline_and_remove"], step["size"])
+        self.machine.offline_and_remove_memory(step["offline_and_remove"], step["size"])
 
     def use(self, step: Json) -> None:
         self.machine.alloc_pages(1, step["kind"], blocks=[step["use"]], owner="the recorded guest")

@@ -29,6 +29,7 @@ __all__ = [
     "register_node",
     "remove_memory",
     "supports_memmap_on_memory",
+    "try_offline_node",
 ]
 
 _STRUCT_PAGE = 64
@@ -153,6 +154,9 @@ def _create_devices(machine: Machine, blocks: list[MemoryBlock]) -> list[MemoryB
         for block in blocks:
             if block.id in machine.blocks:
                 raise HotplugError(errno.EEXIST, f"{block.name} exists already", block=block.id)
+            pagemap = machine.device_memory.overlapping(block.id * machine.block_size, machine.block_size)
+            if pagemap is not None:
+                raise HotplugError(errno.EEXIST, f"{block.name}: device memory {pagemap} is there", block=block.id)
             # A new dictionary each time: whoever reads the old one without a lock reads it undisturbed.
             machine.blocks = {**machine.blocks, block.id: block}
             if block.group is not None:
@@ -253,7 +257,7 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
         if not machine.iomem.release_adjustable(start, size):
             _log.warning("no single iomem resource holds %#x + %#x; none is released", start, size)
         if blocks:
-            _try_offline_node(machine, machine.nodes[blocks[-1].nid])
+            try_offline_node(machine, machine.nodes[blocks[-1].nid])
     return [block.id for block in blocks]
 
 
@@ -301,7 +305,9 @@ def _delete_devices(machine: Machine, blocks: list[MemoryBlock]) -> None:
         _delete_device(machine, block)
 
 
-def _try_offline_node(machine: Machine, node: Node) -> None:
+@requires("device_hotplug")
+def try_offline_node(machine: Machine, node: Node) -> None:
+    """Let a node go if it spans nothing and has neither a block nor a CPU that is present; else it stays, silently."""
     if not node.spans_nothing or node.linked or node.cpus:
         return
     machine.set_node_state(NodeState.N_ONLINE, node.nid, member=False)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
 from memhp.errors import HotplugError, InvalidInput
-from memhp.kernel import device, proc
+from memhp.kernel import add, device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
+from memhp.kernel.cpus import Cpu
 from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.hugetlb import pool_of, set_nr_hugepages
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
 from memhp.kernel.zonechoice import valid_zones
 from memhp.kernel.zones import Node, NodeState
-from memhp.units import Pfn, PhysAddr, addr_to_pfn, format_ids
+from memhp.units import BlockId, Pfn, PhysAddr, addr_to_pfn, format_ids
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK_FILES",
     "BUS_FILES",
+    "CPU_ROOT_FILES",
     "CRASH_FILES",
     "FAILURE_FILES",
     "GIGANTIC_FILES",
@@ -35,9 +37,11 @@ __all__ = [
     "NODE_FILES",
     "NODE_ROOT_FILES",
     "PARAMETER_FILES",
+    "PROBE_FILES",
     "PROC_FILES",
     "Attribute",
     "Directory",
+    "cpu_files",
     "memmap_files",
     "power_files",
     "store_uevent",
@@ -179,7 +183,7 @@ def _show_distance(machine: Machine, node: Node) -> str:
 
 
 def _show_cpumap(machine: Machine, node: Node) -> str:
-    return f"{sum(1 << number for number in node.cpus):x}\n"
+    return f"{sum(1 << number for number in machine.cpus.online_of(node.nid)):x}\n"
 
 
 def _mask(state: NodeState) -> Attribute:
@@ -203,6 +207,46 @@ def _store_ratio(machine: Machine, what: None, text: str) -> None:
 
 def _store_numa_aware(machine: Machine, what: None, text: str) -> None:
     machine.parameters.auto_movable_numa_aware = parse_bool(text, "auto_movable_numa_aware")
+
+
+def _store_memory_probe(machine: Machine, what: None, text: str) -> None:
+    start = _bounded(text, "probe", 64)
+    if start % machine.block_size:
+        raise InvalidInput(text, "probe", f"an address on a block of {machine.block_size:#x} bytes")
+    with machine.device_hotplug_sysfs():
+        # memory_add_physaddr_to_nid(): where boot memory says nothing, the node of the lowest memory.
+        nodes = dict(machine.boot_nodes)
+        nid = nodes.get(BlockId(start // machine.block_size), machine.boot_nodes[0][1])
+        add.add_memory(machine, nid, PhysAddr(start), machine.block_size)
+
+
+# -- CPUs
+
+
+def _show_cpu_online(machine: Machine, cpu: Cpu) -> str:
+    with cpu.device_lock:
+        return "1\n" if cpu.online else "0\n"
+
+
+def _store_cpu_online(machine: Machine, cpu: Cpu, text: str) -> None:
+    online = parse_bool(text, "online")
+    with machine.device_hotplug_sysfs():
+        (machine.cpus.cpu_device_up if online else machine.cpus.cpu_device_down)(cpu)
+
+
+def _store_cpu_uevent(machine: Machine, cpu: Cpu, text: str) -> None:
+    action, extra = _synthesise(text)
+    machine.uevents.emit(action, f"/devices/system/cpu/cpu{cpu.number}", extra, subsystem="cpu")
+
+
+def _cpu_list(chosen: Callable[[Cpu], bool]) -> Attribute:
+    return Attribute(0o444, lambda machine, what: f"{format_ids(cpu.number for cpu in machine.cpus if chosen(cpu))}\n")
+
+
+def cpu_files(cpu: Cpu) -> dict[str, Attribute]:
+    """Give the files of a CPU; one that can't go offline has no ``online``."""
+    online = {"online": Attribute(0o644, _show_cpu_online, _store_cpu_online, show_takes_locks=True)} if cpu.hotpluggable else {}
+    return {**online, "uevent": Attribute(0o644, lambda machine, what: "", _store_cpu_uevent)}
 
 
 def _bounded(text: str, where: str, bits: int) -> int:
@@ -297,7 +341,7 @@ NODE_FAILURE_FILES = {name: _failures(name) for name in ("total", "ignored", "fa
 
 NODE_FILES = {
     "compact": Attribute(0o200, None, lambda machine, node, text: None),
-    "cpulist": Attribute(0o444, lambda machine, node: f"{format_ids(node.cpus)}\n"),
+    "cpulist": Attribute(0o444, lambda machine, node: f"{format_ids(machine.cpus.online_of(node.nid))}\n"),
     "cpumap": Attribute(0o444, _show_cpumap),
     "distance": Attribute(0o444, _show_distance),
     "meminfo": Attribute(0o444, proc.node_meminfo),
@@ -312,6 +356,16 @@ MEMORY_FILES = {
     ),
     "block_size_bytes": Attribute(0o444, lambda machine, what: f"{machine.block_size:x}\n"),
     "uevent": uevent_of("/devices/system/memory", None),
+}
+
+PROBE_FILES = {"probe": Attribute(0o200, None, _store_memory_probe)}
+
+CPU_ROOT_FILES = {
+    "online": _cpu_list(lambda cpu: cpu.online),
+    "offline": _cpu_list(lambda cpu: not cpu.online),
+    "present": _cpu_list(lambda cpu: True),
+    "possible": _cpu_list(lambda cpu: True),
+    "uevent": uevent_of("/devices/system/cpu", None),
 }
 
 FAILURE_FILES = {

@@ -233,6 +233,7 @@ class Plan:
     five_level_paging: bool = False
     cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """CPUs of each node, by node id."""
+    memory_probe: bool = False
     firmware: tuple[tuple[int, int, str], ...] | None = None
     """The firmware's list of memory as (start, end, type), the end inclusive; None makes one from the blocks."""
 

@@ -73,6 +73,7 @@ def _set_masks(machine: Machine, node: Node) -> None:
         node.register(machine.dep)
         masks[NodeState.N_ONLINE].add(node.nid)
     if node.cpus:
+        machine.cpus.present_at_boot(node.cpus, node.nid)
         masks[NodeState.N_CPU].add(node.nid)
     if node.present_up_to(ZoneType.NORMAL):
         masks[NodeState.N_NORMAL_MEMORY].add(node.nid)

@@ -51,12 +51,16 @@ class Locks:
     The order: device_hotplug_lock, acpi_scan_lock where the firmware asks, a block's device_lock, cpu_hotplug_lock (read),
     mem_hotplug_lock (write), on the way offline pcp_batch_high_lock, and last the notifier chain's rwsem.
 
+    A CPU that comes or goes takes device_hotplug_lock, its device_lock, cpu_add_remove_lock and cpu_hotplug_lock (write). Device
+    memory takes cpu_hotplug_lock (read) and mem_hotplug_lock (write) alone.
+
     Only add and remove take a device_lock inside mem_hotplug_lock; device_hotplug_lock keeps that reverse order harmless.
     """
 
     def __init__(self, dep: Lockdep | None, *, device_hotplug_lock: bool) -> None:
         self.device_hotplug = Mutex("device_hotplug_lock", dep) if device_hotplug_lock else _NoLock()
         self.acpi_scan = Mutex("acpi_scan_lock", dep)
+        self.cpu_add_remove = Mutex("cpu_add_remove_lock", dep)
         self.cpu_hotplug = PercpuRwSemaphore("cpu_hotplug_lock", dep)
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
         self.mf = Mutex("mf_mutex", dep)

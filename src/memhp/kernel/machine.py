@@ -20,12 +20,15 @@ from memhp.kernel.add import MhpFlags
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
 from memhp.kernel.bringup import bringup
+from memhp.kernel.cpus import Cpus
+from memhp.kernel.devicememory import DeviceMemory
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
+from memhp.kernel.offlineremove import offline_and_remove_memory
 from memhp.kernel.pages import PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
@@ -68,6 +71,8 @@ class Machine:
         nodes: possible nodes by id.
         node_states: the node masks, as sets of ids.
         memory_chain: the notifier chain.
+        cpus: the CPUs that are present.
+        device_memory: memory of devices, in ZONE_DEVICE.
         groups: memory groups, to which memory can be added.
         iomem: who claims which addresses.
         firmware_map: what /sys/firmware/memmap has.
@@ -103,6 +108,12 @@ class Machine:
         """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
         self.firmware_map = FirmwareMap()
         self.groups = MemoryGroups(self)
+        self.cpus: Cpus = Cpus(self)
+        self.device_memory = DeviceMemory(self)
+        self.boot_nodes = tuple((block.id, block.nid) for block in plan.blocks)
+        """Block ids of boot memory, ascending, with their nodes."""
+        self.memory_probe = plan.memory_probe
+        """Whether there is the file ``probe`` (CONFIG_ARCH_MEMORY_PROBE)."""
         self.uevents = Uevents()
         self.drivers_autoprobe: bool = True
         self.power_control: dict[str, str] = {}
@@ -135,6 +146,7 @@ class Machine:
         physical_bits: int = 46,
         five_level_paging: bool = False,
         acpi_tables: str | int = 0,
+        memory_probe: bool = False,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
         lockdep: bool | Lockdep = False,
@@ -153,6 +165,7 @@ class Machine:
             five_level_paging: whether 2^52 bytes can be mapped, not 2^46.
             acpi_tables: bytes that the firmware keeps at the end of RAM below the hole, 128 KiB in QEMU's PC; the block has
                 a hole then, and can't go offline.
+            memory_probe: whether there is the file ``probe``, which most kernels lack.
             rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
             lockdep: watch the order of locks; a :class:`~memhp.locking.Lockdep` to watch several machines, one after the
@@ -175,12 +188,14 @@ class Machine:
             raise InvalidInput(slots, "slots", "a number from 0 to 256")
         if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
             raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
-        for name, value in (("five_level_paging", five_level_paging), ("hypervisor", hypervisor)):
+        switches = {"five_level_paging": five_level_paging, "memory_probe": memory_probe, "hypervisor": hypervisor}
+        for name, value in switches.items():
             if not isinstance(value, bool):
                 raise InvalidInput(value, name, "true or false")
         if not isinstance(lockdep, bool | Lockdep):
             raise InvalidInput(lockdep, "lockdep", "true or false")
         plan.slots, plan.physical_bits, plan.five_level_paging = slots, physical_bits, five_level_paging
+        plan.memory_probe = memory_probe
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     @classmethod
@@ -365,6 +380,23 @@ class Machine:
                 plugged in. The DIMM stays, as does its memory.
         """
         self.acpi.eject(dimm, OstSource.EJECT_REQUEST)
+
+    @_request
+    def offline_and_remove_memory(self, start: int, size: int) -> list[BlockId]:
+        """Take memory offline and remove it, as drivers do.
+
+        If a block can't go, those that went offline here come online again, each to the kind of zone that it was in; blocks that
+        were offline before stay offline.
+
+        Raises:
+            HotplugError: EINVAL, not whole blocks; and the first error of :meth:`device_offline` or :meth:`remove_memory`.
+        """
+        place = PhysAddr(_number(start, "start"))
+        if _number(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
+            message = f"{place:#x} + {size:#x} bytes is not a range of whole blocks of {self.block_size:#x} bytes"
+            raise HotplugError(errno.EINVAL, message)
+        with self.locks.device_hotplug:
+            return offline_and_remove_memory(self, place, size)
 
     @_request
     def device_online(self, block_id: int, online_type: OnlineType | str = OnlineType.ONLINE) -> int:

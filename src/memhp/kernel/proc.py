@@ -94,7 +94,11 @@ def zoneinfo(machine: Machine, what: object = None) -> str:
                 values = _node_values(census.in_node(node))
                 lines += [f"      {name:<12} {values.get(name, 0)}" for name in _node_names(machine)]
             lines += _zone_lines(machine, zone, census)
-        lines += [f"Node {nid}, zone   Device", *_marks(machine, None, 0), f"        protection: ({', '.join('00000')})"]
+        lines += [
+            f"Node {nid}, zone   Device",
+            *_marks(machine, None, 0, node.device_zone.spanned),
+            f"        protection: ({', '.join('00000')})",
+        ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -119,14 +123,14 @@ def _zone_lines(machine: Machine, zone: Zone, census: Census) -> Iterator[str]:
     yield f"  start_pfn:           {zone.start_pfn}"
 
 
-def _marks(machine: Machine, zone: Zone | None, free: int) -> Iterator[str]:
+def _marks(machine: Machine, zone: Zone | None, free: int, spanned: int = 0) -> Iterator[str]:
     yield f"  pages free     {free}"
     marks = watermarks_of(machine, zone) if zone is not None else None
     shown = {"boost": 0, "min": marks.min if marks else 0, "low": marks.low if marks else 0, "high": marks.high if marks else 0}
     if _newer(machine):
         shown["promo"] = marks.promo if marks else 0
     for name in ("spanned", "present", "managed"):
-        shown[name] = getattr(zone, name) if zone is not None else 0
+        shown[name] = getattr(zone, name) if zone is not None else spanned if name == "spanned" else 0
     for name, value in {**shown, "cma": 0}.items():
         yield f"        {name:<8} {value}"
 

@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memhp.abi.paths import BUS, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
+from memhp.abi.paths import BUS, CPU, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.acpi_files import firmware_node_of
 from memhp.kernel.attributes import (
     BLOCK_FILES,
     BUS_FILES,
+    CPU_ROOT_FILES,
     CRASH_FILES,
     FAILURE_FILES,
     GIGANTIC_FILES,
@@ -28,15 +29,17 @@ from memhp.kernel.attributes import (
     NODE_FILES,
     NODE_ROOT_FILES,
     PARAMETER_FILES,
+    PROBE_FILES,
     PROC_FILES,
     Attribute,
     Directory,
+    cpu_files,
     memmap_files,
     power_files,
     uevent_of,
 )
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.firmwaremap import FirmwareEntry
+from memhp.kernel.cpus import Cpu
 from memhp.kernel.locks import RestartSyscall
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
@@ -179,12 +182,11 @@ class SysfsTree:
             return maker(machine)
         if place and place[-1] in {"power", "x86"}:
             return Directory(None, power_files(here) if place[-1] == "power" else {}, dict)
-        if here.startswith(f"{MEMORY}/") and (block := _block_named(machine, place[-1])) is not None:
-            return _block_directory(machine, block)
+        numbered = _NUMBERED.get(here.rpartition("/")[0])
+        if numbered is not None and (directory := numbered(machine, place[-1])) is not None:
+            return directory
         if here.startswith(f"{NODE}/") and (below_node := _below_node(machine, tuple(place[NODE.count("/") :]))) is not None:
             return below_node
-        if here.startswith(f"{FIRMWARE_MEMMAP}/") and (entry := _entry_named(machine, place[-1])) is not None:
-            return Directory(None, memmap_files(entry), dict)
         above = f"{here.rstrip('/')}/"
         places = (*_FIXED, *self._mounted)
         below = sorted({place.removeprefix(above).split("/")[0] for place in places if place.startswith(above)})
@@ -262,7 +264,7 @@ class SysfsFile:
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
         # What sysfs keeps around each call of a handler: the removal of the device waits for it.
-        active = self._what.active if isinstance(self._what, MemoryBlock) else self._node_active
+        active = self._what.active if isinstance(self._what, MemoryBlock | Cpu) else self._node_active
         if active is None:
             self._check()
             yield
@@ -288,9 +290,10 @@ class SysfsFile:
 # -- blocks
 
 
-def _block_named(machine: Machine, name: str) -> MemoryBlock | None:
+def _named_block_directory(machine: Machine, name: str) -> Directory | None:
     match = re.fullmatch(r"memory(0|[1-9]\d*)", name)
-    return machine.blocks.get(int(match[1])) if match else None
+    block = machine.blocks.get(int(match[1])) if match else None
+    return _block_directory(machine, block) if block is not None else None
 
 
 def _block_directory(machine: Machine, block: MemoryBlock) -> Directory:
@@ -350,7 +353,12 @@ def _memory_directory(machine: Machine) -> Directory:
         return {"power": None, **dict.fromkeys(f"memory{number}" for number in machine.blocks)}
 
     rules = machine.rules.value
-    files = {**MEMORY_FILES, **(CRASH_FILES if rules.crash_hotplug else {}), **(FAILURE_FILES if rules.memory_failure else {})}
+    files = {
+        **MEMORY_FILES,
+        **(PROBE_FILES if machine.memory_probe else {}),
+        **(CRASH_FILES if rules.crash_hotplug else {}),
+        **(FAILURE_FILES if rules.memory_failure else {}),
+    }
     return Directory(None, files, directories)
 
 
@@ -370,8 +378,32 @@ def _bus_devices(machine: Machine) -> Directory:
     return Directory(None, {}, dict, links)
 
 
-def _entry_named(machine: Machine, name: str) -> FirmwareEntry | None:
-    return machine.firmware_map.find(int(name)) if re.fullmatch(r"0|[1-9]\d*", name) else None
+# -- CPUs
+
+
+def _cpu_root(machine: Machine) -> Directory:
+    return Directory(None, CPU_ROOT_FILES, lambda: {"power": None, **dict.fromkeys(f"cpu{cpu.number}" for cpu in machine.cpus)})
+
+
+def _cpu_directory(machine: Machine, name: str) -> Directory | None:
+    match = re.fullmatch(r"cpu(0|[1-9]\d*)", name)
+    cpu = machine.cpus.find(int(match[1])) if match else None
+    if cpu is None:
+        return None
+
+    def links() -> dict[str, str]:
+        node = {f"node{cpu.nid}": f"../../node/node{cpu.nid}"} if machine.nodes[cpu.nid].registered else {}
+        return {**node, "subsystem": "../../../../bus/cpu"}
+
+    return Directory(cpu, cpu_files(cpu), links=links)
+
+
+# -- the firmware's list of memory
+
+
+def _entry_directory(machine: Machine, name: str) -> Directory | None:
+    entry = machine.firmware_map.find(int(name)) if re.fullmatch(r"0|[1-9]\d*", name) else None
+    return Directory(None, memmap_files(entry), dict) if entry is not None else None
 
 
 def _memmap_directory(machine: Machine) -> Directory:
@@ -384,6 +416,7 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
     PROC: lambda machine: Directory(None, PROC_FILES, dict),
     MEMORY: _memory_directory,
     NODE: _node_root,
+    CPU: _cpu_root,
     BUS: lambda machine: Directory(None, BUS_FILES, lambda: {"devices": None, "drivers": None}),
     f"{BUS}/devices": _bus_devices,
     f"{BUS}/drivers": lambda machine: Directory(None, {}, dict),
@@ -393,3 +426,10 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
     f"{MODULE}/parameters": lambda machine: Directory(None, PARAMETER_FILES, dict),
     FIRMWARE_MEMMAP: _memmap_directory,
 }
+
+_NUMBERED: dict[str, Callable[[Machine, str], Directory | None]] = {
+    MEMORY: _named_block_directory,
+    CPU: _cpu_directory,
+    FIRMWARE_MEMMAP: _entry_directory,
+}
+"""What makes the directory of a device from its name, by the directory that it is in."""

@@ -167,7 +167,7 @@ def _zone_of_tree(tree: Tree, path: str) -> ZoneType | None:
     if names[0].lower() == "none":
         return None
     for kind in ZoneType:
-        if kind.label == names[0]:
+        if kind.label == names[0] and kind is not ZoneType.DEVICE:
             return kind
     raise InvalidInput(names[0], f"{path}/valid_zones", "none, DMA, DMA32, Normal or Movable")
 

@@ -18,12 +18,14 @@ __all__ = ["ARCH_LIMITS", "Node", "NodeState", "Zone", "ZoneType"]
 
 
 class ZoneType(enum.IntEnum):
-    """The zones of x86-64 that hold pages of memory blocks, in their order."""
+    """The zones of x86-64, in their order."""
 
     DMA = 0
     DMA32 = 1
     NORMAL = 2
     MOVABLE = 3
+    DEVICE = 4
+    """Memory of devices, which never comes online: no block is ever in it."""
 
     @property
     def label(self) -> str:
@@ -31,7 +33,13 @@ class ZoneType(enum.IntEnum):
         return _LABELS[self]
 
 
-_LABELS = {ZoneType.DMA: "DMA", ZoneType.DMA32: "DMA32", ZoneType.NORMAL: "Normal", ZoneType.MOVABLE: "Movable"}
+_LABELS = {
+    ZoneType.DMA: "DMA",
+    ZoneType.DMA32: "DMA32",
+    ZoneType.NORMAL: "Normal",
+    ZoneType.MOVABLE: "Movable",
+    ZoneType.DEVICE: "Device",
+}
 
 ARCH_LIMITS = {
     ZoneType.DMA: (0, (16 << 20) >> 12),
@@ -128,15 +136,17 @@ class Zone:
 
 
 class Node:
-    """One NUMA node: its zones, and the blocks that are linked to it in sysfs."""
+    """One NUMA node: its zones, and the blocks that are linked to it in sysfs; ``cpus`` are those that are present."""
 
-    __slots__ = ("active", "cpus", "distances", "linked", "memory_failure", "nid", "registered", "zones")
+    __slots__ = ("active", "cpus", "device_zone", "distances", "linked", "memory_failure", "nid", "registered", "zones")
 
     def __init__(self, nid: int, cpus: tuple[int, ...], distances: dict[int, int]) -> None:
         self.nid = nid
         self.cpus = cpus
         self.distances = distances
-        self.zones = tuple(Zone(nid, kind) for kind in ZoneType)
+        self.zones = tuple(Zone(nid, kind) for kind in ZoneType if kind is not ZoneType.DEVICE)
+        """Those that blocks can be in."""
+        self.device_zone = Zone(nid, ZoneType.DEVICE)
         self.registered = False
         """Whether the node device exists."""
         self.active: ActiveReference | None = None
@@ -158,4 +168,4 @@ class Node:
     @property
     def spans_nothing(self) -> bool:
         """Whether no zone of it has a span."""
-        return not any(zone.spanned for zone in self.zones)
+        return not any(zone.spanned for zone in (*self.zones, self.device_zone))

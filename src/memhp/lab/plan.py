@@ -100,7 +100,7 @@ def _shape(scenario: Scenario, where: _Where) -> Shape:
     if not spec.device_hotplug_lock:
         line = where.line("machine", "device_hotplug_lock")
         where.refuse("false", line, "true: a real kernel always has that lock", "machine: device_hotplug_lock")
-    for name in ("physical_bits", "five_level_paging"):
+    for name in ("physical_bits", "five_level_paging", "memory_probe"):
         if name in given:
             where.refuse(given[name], where.line("machine", name), "no such key for a guest", f"machine: {name}")
     if given.get("hypervisor", True) is not True:

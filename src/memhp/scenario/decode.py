@@ -42,6 +42,7 @@ _DESCRIPTION = (
     "physical_bits",
     "five_level_paging",
     "acpi_tables",
+    "memory_probe",
 )
 _MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
