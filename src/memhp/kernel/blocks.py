@@ -64,6 +64,7 @@ class MemoryBlock:
         "removed",
         "start_pfn",
         "state",
+        "unmanaged",
         "used",
         "zone",
     )
@@ -94,6 +95,8 @@ class MemoryBlock:
         """Whether its free pages are kept from the allocator."""
         self.used: list[Extent] = []
         """The pages that are not free, ascending."""
+        self.unmanaged = 0
+        """How many of its present pages a driver keeps from the allocator, so that they are not managed."""
         self.poisoned: set[Pfn] = set()
         self.removed = False
         self.firmware_node: MemoryDevice | None = None

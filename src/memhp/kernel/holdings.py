@@ -62,6 +62,8 @@ class Allocation(Holding):
     pins: int = 0
     extents: list[Extent] = field(default_factory=list)
     freed: bool = False
+    released: bool = False
+    """Of a driver's offline pages: whether it has let go of them, so that they may leave with their block (PageOffline)."""
 
     @property
     def nr_pages(self) -> int:

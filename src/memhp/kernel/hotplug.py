@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
     from memhp.notifier import NotifyResult
 
-__all__ = ["adjust_present_page_count", "ask", "offline_pages", "online_pages", "tell"]
+__all__ = ["adjust_managed_page_count", "adjust_present_page_count", "ask", "offline_pages", "online_pages", "tell"]
 
 
 # -- asking and telling the chain
@@ -133,10 +133,28 @@ def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: 
         for block in blocks:
             block.present = tuple((zone, part, nr) for part, nr in block.ram)
             zone.put(block)
-            zone.managed += _usable(block)
+            block.unmanaged = _withhold(machine, block)
+            zone.managed += _usable(block) - block.unmanaged
             adjust_present_page_count(zone, block, _usable(block))
         machine.pages.come(blocks)
     _set_masks(machine, arg)
+
+
+def _withhold(machine: Machine, block: MemoryBlock) -> int:
+    # What the driver of the online-page callback doesn't give to the allocator is its own, and not managed.
+    withheld = 0
+    for start, nr_pages, allocation in machine.online_page.withheld(block.usable_pfn, block.usable_pages):
+        if start not in {extent.start_pfn for extent in block.used}:
+            machine.pages.record(allocation, block, start, nr_pages, allocation.kind)
+        withheld += nr_pages
+    return withheld
+
+
+def adjust_managed_page_count(block: MemoryBlock, nr_pages: int) -> None:
+    """Note that a driver gave pages of an online block to the allocator, or took them if ``nr_pages`` is negative."""
+    block.unmanaged -= nr_pages
+    for zone in {zone for zone, _, _ in block.present}:
+        zone.managed += nr_pages
 
 
 def _usable(block: MemoryBlock) -> int:
@@ -278,7 +296,7 @@ def _make_absent(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: M
     with machine.pages.lock:
         machine.pages.go(blocks)
         for block in blocks:
-            zone.managed -= _usable(block)
+            zone.managed -= _usable(block) - block.unmanaged
             adjust_present_page_count(zone, block, -_usable(block))
             zone.drop(block)
             block.present = ()

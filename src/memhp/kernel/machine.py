@@ -29,6 +29,7 @@ from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
 from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
 from memhp.kernel.offlineremove import offline_and_remove_memory
+from memhp.kernel.onlinepage import OnlinePage
 from memhp.kernel.pages import PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sysfs import SysfsTree
@@ -73,6 +74,7 @@ class Machine:
         memory_chain: the notifier chain.
         cpus: the CPUs that are present.
         device_memory: memory of devices, in ZONE_DEVICE.
+        online_page: who gives pages of memory that comes online to the allocator.
         groups: memory groups, to which memory can be added.
         iomem: who claims which addresses.
         firmware_map: what /sys/firmware/memmap has.
@@ -110,6 +112,7 @@ class Machine:
         self.groups = MemoryGroups(self)
         self.cpus: Cpus = Cpus(self)
         self.device_memory = DeviceMemory(self)
+        self.online_page = OnlinePage(self)
         self.boot_nodes = tuple((block.id, block.nid) for block in plan.blocks)
         """Block ids of boot memory, ascending, with their nodes."""
         self.memory_probe = plan.memory_probe

@@ -82,7 +82,7 @@ class Pages:
         self.check(kind, node)
         allocation = Allocation(kind, owner)
         with self.lock:
-            self._drain()
+            self.drain()
             if blocks is None:
                 self.take(allocation, nr_pages, self.zones(kind.migratetype, node))
             else:
@@ -146,7 +146,7 @@ class Pages:
     def count_free(self, blocks: Iterable[MemoryBlock] | None = None) -> int:
         """Count the free pages of the blocks (all by default) that can be allocated now."""
         with self.lock:
-            self._drain()
+            self.drain()
             if blocks is None:
                 return sum(self.buddy.free_in(zone) for node in self._machine.nodes.values() for zone in node.zones)
             return sum(self._free_in(block) for block in blocks if _allocatable(block))
@@ -156,7 +156,7 @@ class Pages:
         if self._buddy is None or not block.present:
             return 0
         with self.lock:
-            self._drain()
+            self.drain()
             return sum(nr for _, _, nr in block.present) - self._free_in(block)
 
     def notice(self) -> None:
@@ -344,6 +344,8 @@ class Pages:
             for block in blocks:
                 for extent in block.used.copy():
                     leaving = extent.kind.leaving
+                    if leaving is Leaving.HELD and extent.allocation.released:
+                        continue
                     if leaving in {Leaving.HELD, Leaving.REFUSES}:
                         raise self.refusal(extent, "is still referenced")
                     if leaving is Leaving.MIGRATES and (extent.allocation.pins or not migrate(self, extent)):
@@ -415,7 +417,8 @@ class Pages:
         """Whether anything was ever held chunk by chunk."""
         return self._chunks is not None
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Give back the pages that are at hand for single allocations. Called with the lock held."""
         if self._chunks is not None:
             self._chunks.drain()
 
@@ -558,7 +561,7 @@ class Pages:
 
         Gives the owner if the page can't be had. Called with the lock held.
         """
-        self._drain()
+        self.drain()
         extent = self.extent_at(block, pfn)
         if extent is None:
             return self._chunks.give_up(block, pfn, hard=hard) if self._chunks is not None else None

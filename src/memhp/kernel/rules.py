@@ -52,6 +52,8 @@ class RuleSet:
     """The parameter ``memmap_on_memory`` knows ``force``."""
     bare_parameters: frozenset[str]
     """Parameters of the module that need no value on the command line (those of the type bool)."""
+    drivers_since_6_12: bool
+    """Drivers as they are in 6.12: DLPAR and dax/kmem use memmap_on_memory, virtio-mem tries a removal that failed again."""
     default_online_type: OnlineType
     """Boot value of ``auto_online_blocks`` (Debian's cloud kernels)."""
     counters: str
@@ -74,6 +76,7 @@ class Rules(enum.Enum):
         memmap_each_block=False,
         memmap_force=False,
         bare_parameters=_BARE_6_1,
+        drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -90,6 +93,7 @@ class Rules(enum.Enum):
         memmap_each_block=False,
         memmap_force=False,
         bare_parameters=_BARE_6_1,
+        drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
         counters="6.1",
         action_numbers=_FLAGS,
@@ -106,6 +110,7 @@ class Rules(enum.Enum):
         memmap_each_block=True,
         memmap_force=True,
         bare_parameters=_BARE_6_12,
+        drivers_since_6_12=True,
         default_online_type=OnlineType.ONLINE,
         counters="6.12",
         action_numbers=_ENUM,

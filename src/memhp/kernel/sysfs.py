@@ -67,6 +67,12 @@ class SysfsTree:
         """Serve more directories, by path; what lies above them is there by itself."""
         self._mounted = {**self._mounted, **directories}
 
+    def below(self, path: str) -> list[str]:
+        """Give the names under a path that lead to directories which are served."""
+        above = f"{path.rstrip('/')}/"
+        places = (*_FIXED, *self._mounted)
+        return sorted({place.removeprefix(above).split("/")[0] for place in places if place.startswith(above)})
+
     def unmount(self, path: str) -> None:
         """Serve a directory no more, nor what lies below it."""
         kept = {place: maker for place, maker in self._mounted.items() if not f"{place}/".startswith(f"{path}/")}
@@ -187,9 +193,7 @@ class SysfsTree:
             return directory
         if here.startswith(f"{NODE}/") and (below_node := _below_node(machine, tuple(place[NODE.count("/") :]))) is not None:
             return below_node
-        above = f"{here.rstrip('/')}/"
-        places = (*_FIXED, *self._mounted)
-        below = sorted({place.removeprefix(above).split("/")[0] for place in places if place.startswith(above)})
+        below = self.below(here)
         if not below:
             raise HotplugError(errno.ENOENT, f"there is no {path}")
         return Directory(None, {}, lambda: dict.fromkeys(below))

@@ -1,0 +1,113 @@
+"""Balloons that can add memory: Hyper-V (``drivers/hv/hv_balloon.c``) and Xen (``drivers/xen/balloon.c``).
+
+Both set the online-page callback, so there can be one of them, or virtio-mem.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from memhp.errors import HotplugError
+from memhp.events import MEM_CANCEL_ONLINE, MEM_ONLINE, MemoryAction, MemoryNotify
+from memhp.kernel.add import MhpFlags, add_memory_resource
+from memhp.kernel.holdings import Allocation
+from memhp.kernel.iomem import SYSTEM_RAM
+from memhp.kernel.kinds import PageKind
+from memhp.locking import Mutex
+from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifyResult
+from memhp.units import PAGE_SHIFT, BlockId, Pfn
+
+if TYPE_CHECKING:
+    from memhp.kernel.machine import Machine
+
+__all__ = ["HyperVBalloon", "XenBalloon"]
+
+_CHUNK = 128 << 20
+
+
+class HyperVBalloon:
+    """Hot-add of a Hyper-V guest: the host says how much of a region is backed, and the rest is kept back."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.can_add = True
+        """Whether it adds memory; not any more after it found memory where it wanted to add some."""
+        self.waiting = False
+        """Whether it waits (5 s at most) for its last chunk to come online."""
+        self._backed_end = Pfn(0)
+        machine.online_page.set(self._online_page)
+        self.callback = machine.hotplug_memory_notifier(self._notify)
+
+    def hot_add(self, nid: int, start: int, size: int, backed: int) -> list[BlockId]:
+        """Add a region in chunks of 128 MiB; the first ``backed`` bytes of it exist. Stops at the first error.
+
+        The driver waits for each chunk to come online before it adds the next; here ``waiting`` says so, and nothing waits.
+
+        Raises:
+            HotplugError: what adding the first chunk that failed raised; EEXIST ends hot-add for good. Earlier chunks stay.
+        """
+        if not self.can_add:
+            raise HotplugError(errno.EEXIST, "hot-add is switched off since memory was found where it should come")
+        self._backed_end = Pfn((start + backed) >> PAGE_SHIFT)
+        added: list[BlockId] = []
+        chunk = max(_CHUNK, self._machine.block_size)
+        for place in range(start, start + size, chunk):
+            self.waiting = True
+            try:
+                added += self._machine.add_memory(nid, place, chunk, flags=MhpFlags.MERGE_RESOURCE)
+            except HotplugError as error:
+                self.waiting = False
+                self.can_add = error.errno != errno.EEXIST
+                raise
+        return added
+
+    def _online_page(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
+        begin = max(start, self._backed_end)
+        kept = start + nr_pages - begin
+        return [(Pfn(begin), kept, Allocation(PageKind.OFFLINE, "hv_balloon"))] if kept > 0 else []
+
+    def _notify(self, block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action in {MEM_ONLINE, MEM_CANCEL_ONLINE}:
+            self.waiting = False
+        return NOTIFY_OK
+
+
+class XenBalloon:
+    """The balloon of a Xen guest: new memory is all in the balloon at first."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._mutex = Mutex("balloon_mutex", machine.dep)
+        self.woken = 0
+        """How often the balloon's thread was woken by memory that came online."""
+        self.ballooned: list[Allocation] = []
+        """What the balloon holds of memory that it added."""
+        machine.online_page.set(self._online_page)
+        self.callback = machine.hotplug_memory_notifier(self._notify)
+
+    def reserve_additional_memory(self, nid: int, start: int, size: int) -> list[BlockId]:
+        """Add room for the balloon to deflate into. It drops its own mutex while it holds device_hotplug_lock.
+
+        Raises:
+            HotplugError: EEXIST, the addresses are taken; and what adding it raises. Nothing was changed.
+        """
+        machine = self._machine
+        with self._mutex:
+            claim = machine.iomem.request(start, size, SYSTEM_RAM)
+        try:
+            with machine.locks.device_hotplug:
+                return add_memory_resource(machine, nid, claim, MhpFlags.MERGE_RESOURCE)
+        except BaseException:
+            machine.iomem.release(claim)
+            raise
+
+    def _online_page(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
+        kept = Allocation(PageKind.OFFLINE, "xen balloon")
+        self.ballooned.append(kept)
+        return [(start, nr_pages, kept)]
+
+    def _notify(self, block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_ONLINE:
+            self.woken += 1
+        return NOTIFY_OK

@@ -1,0 +1,113 @@
+"""dax/kmem: a device's own memory (CXL, persistent memory) used as System RAM (``drivers/dax/kmem.c``)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from memhp.errors import HotplugError
+from memhp.kernel.add import MhpFlags
+from memhp.kernel.iomem import Resource, ResourceName
+from memhp.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from memhp.kernel.machine import Machine
+
+__all__ = ["DaxKmem"]
+
+_log = logging.getLogger("memhp.kernel")
+_NAME = ResourceName("System RAM (kmem)")
+
+
+class DaxKmem:
+    """One dax device, with one range or several.
+
+    Args:
+        machine: whose memory it becomes.
+        nid: the device's node.
+        ranges: (start, size) in bytes; what doesn't fill a memory block at either end is not used.
+        name: the device's.
+        memmap_on_memory: whether blocks shall hold their own memmap (Linux 6.12; ignored under other rules).
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        nid: int,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        name: str = "dax0.0",
+        memmap_on_memory: bool = False,
+    ) -> None:
+        self._machine = machine
+        self._nid = nid
+        self.name = name
+        self._ranges = ranges
+        self._memmap = memmap_on_memory and machine.rules.value.drivers_since_6_12
+        self._group: int | None = None
+        self.claims: list[Resource] = []
+        """The ranges that are in use as memory."""
+        self.leaked = False
+        """Whether memory could not be removed at unbind; it stays until the machine boots anew."""
+
+    def probe(self) -> None:
+        """Bind the driver: claim the ranges and add them, in one static group.
+
+        A range that fails after another one worked is passed over.
+
+        Raises:
+            HotplugError: EINVAL, no node or nothing left after alignment; EBUSY, somebody has the first range; or what adding
+                it raised. Nothing is left behind then.
+        """
+        ranges = [aligned for start, size in self._ranges if (aligned := self._aligned(start, size))[1] > 0]
+        if self._nid < 0 or not ranges:
+            message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
+            raise HotplugError(errno.EINVAL, message)
+        self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
+        for start, size in ranges:
+            try:
+                self.claims.append(self._add(start, size))
+            except HotplugError as error:
+                if self.claims:
+                    _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
+                    continue
+                self._machine.groups.unregister(self._group)
+                self._group = None
+                raise
+
+    def _aligned(self, start: int, size: int) -> tuple[int, int]:
+        block = self._machine.block_size
+        first = -(-start // block) * block
+        return first, (start + size) // block * block - first
+
+    def _add(self, start: int, size: int) -> Resource:
+        iomem = self._machine.iomem
+        try:
+            # Not busy, so that the memory can be a child of it.
+            claim = iomem.request(start, size, self.name, busy=False)
+        except HotplugError as error:
+            raise HotplugError(errno.EBUSY, f"{self.name}: {error.strerror}") from error
+        flags = MhpFlags.NID_IS_MGID | (MhpFlags.MEMMAP_ON_MEMORY if self._memmap else MhpFlags.NONE)
+        try:
+            self._machine.add_memory_driver_managed(self._group or 0, start, size, _NAME, flags=flags)
+        except BaseException:
+            iomem.release(claim)
+            raise
+        return claim
+
+    def unbind(self) -> None:
+        """Unbind the driver: remove each range whose blocks are all offline; one with an online block leaks."""
+        for claim in self.claims.copy():
+            try:
+                self._machine.remove_memory(claim.start, claim.size)
+            except HotplugError as error:
+                self.leaked = True
+                _log.warning("%s: %s can't be removed until the next boot: %s", self.name, claim, error)
+                continue
+            self._machine.iomem.release(claim)
+            self.claims.remove(claim)
+        if not self.leaked and self._group is not None:
+            self._machine.groups.unregister(self._group)
+            self._group = None

@@ -1,0 +1,227 @@
+"""pseries DLPAR: a hypervisor gives and takes logical memory blocks (``arch/powerpc/platforms/pseries/hotplug-memory.c``).
+
+Requests are text, written to /sys/kernel/dlpar: ``memory add count 4``, ``memory remove index 0x80000002``,
+``memory add indexed-count 2 0x80000004``. Zones are those of the modelled machine, not those of ppc64.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memhp.abi.formats import parse_uint, sysfs_word
+from memhp.errors import HotplugError, InvalidInput
+from memhp.kernel import add, device
+from memhp.kernel.add import MhpFlags
+from memhp.kernel.attributes import Attribute, Directory
+from memhp.locking import requires
+from memhp.units import BlockId, PhysAddr
+
+if TYPE_CHECKING:
+    from memhp.kernel.machine import Machine
+
+__all__ = ["Dlpar", "Lmb"]
+
+_log = logging.getLogger("memhp.kernel")
+
+
+@dataclass(slots=True, eq=False)
+class Lmb:
+    """One logical memory block, as large as a memory block.
+
+    Attributes:
+        drc_index: its number at the hypervisor.
+        start: its address.
+        nid: its node.
+        assigned: whether the partition has it.
+        reserved: whether it must not be touched.
+    """
+
+    drc_index: int
+    start: int
+    nid: int = 0
+    assigned: bool = False
+    reserved: bool = False
+
+
+class Dlpar:
+    """The partition's side. ``/sys/kernel/dlpar`` is served as soon as it is made.
+
+    Args:
+        machine: the partition.
+        lmbs: its logical memory blocks, by address.
+        acquire: asks the hypervisor for one; gives False if it says no.
+    """
+
+    def __init__(self, machine: Machine, lmbs: Sequence[Lmb], *, acquire: Callable[[Lmb], bool] = lambda lmb: True) -> None:
+        self._machine = machine
+        self.lmbs = list(lmbs)
+        self._acquire = acquire
+        self.hints: list[int] = []
+        """LMBs of which the hypervisor was told that they could not be removed."""
+        self.device_tree_updates = 0
+        """How often the device tree was brought up to date: once for each request that succeeded."""
+        reads = "memory,cpu,dt\n" if machine.rules.value.drivers_since_6_12 else "memory,cpu\n"
+        files = {"dlpar": Attribute(0o644, lambda _machine, _what: reads, lambda _machine, _what, text: self.write(text))}
+        kernel = "/sys/kernel"
+        machine.tree.mount({kernel: lambda _machine: Directory(None, files, lambda: dict.fromkeys(machine.tree.below(kernel)))})
+
+    def write(self, text: str) -> None:
+        """Make a request; all of it under one device_hotplug_lock.
+
+        Raises:
+            HotplugError: EINVAL, malformed, not enough LMBs, or one failed and what was done is undone; by index the errno of
+                what went wrong.
+        """
+        action, by, numbers = _parse(text)
+        with self._machine.locks.device_hotplug:
+            getattr(self, f"_{action}_by_{by}")(*numbers)
+            self.device_tree_updates += 1
+
+    # -- by count: in order, passing over those that fail
+
+    def _add_by_count(self, count: int) -> None:
+        self._enough(count, [lmb for lmb in self.lmbs if not lmb.assigned and not lmb.reserved])
+        candidates = [lmb for lmb in self.lmbs if not lmb.assigned]
+        self._try_all(candidates, count, self._add, self._remove)
+
+    def _remove_by_count(self, count: int) -> None:
+        candidates = [lmb for lmb in self.lmbs if lmb.assigned and not lmb.reserved]
+        self._enough(count, candidates)
+        self._try_all(candidates, count, self._remove, self._add_back)
+
+    def _enough(self, count: int, candidates: list[Lmb]) -> None:
+        if not count or len(candidates) < count:
+            raise HotplugError(errno.EINVAL, f"{count} LMBs wanted, {len(candidates)} there")
+
+    def _try_all(self, candidates: list[Lmb], count: int, act: Callable[[Lmb], None], undo: Callable[[Lmb], None]) -> None:
+        done: list[Lmb] = []
+        for lmb in candidates:
+            try:
+                act(lmb)
+            except HotplugError as error:
+                _log.info("LMB %#x is passed over: %s", lmb.drc_index, error)
+                continue
+            done.append(lmb)
+            if len(done) == count:
+                return
+        self._undo(done, undo)
+        raise HotplugError(errno.EINVAL, f"only {len(done)} of {count} LMBs worked, so none was changed in the end")
+
+    def _undo(self, done: list[Lmb], undo: Callable[[Lmb], None]) -> None:
+        for lmb in done:
+            try:
+                undo(lmb)
+            except HotplugError as error:
+                _log.warning("LMB %#x could not be undone: %s", lmb.drc_index, error)
+
+    # -- by index: just that one
+
+    def _add_by_index(self, index: int) -> None:
+        self._add(self._find(index))
+
+    def _remove_by_index(self, index: int) -> None:
+        self._remove(self._find(index))
+
+    def _find(self, index: int) -> Lmb:
+        for lmb in self.lmbs:
+            if lmb.drc_index == index:
+                return lmb
+        raise HotplugError(errno.EINVAL, f"there is no LMB {index:#x}")
+
+    # -- by indexed count: a range, up to the first failure
+
+    def _add_by_indexed_count(self, count: int, index: int) -> None:
+        self._try_range([lmb for lmb in self._range(count, index) if not lmb.assigned], self._add, self._remove)
+
+    def _remove_by_indexed_count(self, count: int, index: int) -> None:
+        def add_back(lmb: Lmb) -> None:
+            self.hints.append(lmb.drc_index)
+            self._add_back(lmb)
+
+        self._try_range([lmb for lmb in self._range(count, index) if lmb.assigned], self._remove, add_back)
+
+    def _range(self, count: int, index: int) -> list[Lmb]:
+        first = self.lmbs.index(self._find(index))
+        chosen = self.lmbs[first : first + count]
+        if len(chosen) < count or any(lmb.reserved for lmb in chosen):
+            raise HotplugError(errno.EINVAL, f"{count} LMBs from {index:#x} on: not that many, or one is reserved")
+        return chosen
+
+    def _try_range(self, chosen: list[Lmb], act: Callable[[Lmb], None], undo: Callable[[Lmb], None]) -> None:
+        done: list[Lmb] = []
+        for lmb in chosen:
+            try:
+                act(lmb)
+            except HotplugError as error:
+                self._undo(done, undo)
+                raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} failed, so none was changed in the end") from error
+            done.append(lmb)
+
+    # -- one LMB
+
+    def _add(self, lmb: Lmb) -> None:
+        if not self._acquire(lmb):
+            raise HotplugError(errno.EIO, f"the hypervisor does not give LMB {lmb.drc_index:#x}")
+        self._add_back(lmb)
+
+    def _add_back(self, lmb: Lmb) -> None:
+        _add_lmb(self._machine, lmb)
+
+    def _remove(self, lmb: Lmb) -> None:
+        _remove_lmb(self._machine, lmb)
+
+
+@requires("device_hotplug")
+def _add_lmb(machine: Machine, lmb: Lmb) -> None:
+    if lmb.assigned:
+        raise HotplugError(errno.EINVAL, f"the partition has LMB {lmb.drc_index:#x} already")
+    start, size = PhysAddr(lmb.start), machine.block_size
+    flags = MhpFlags.MEMMAP_ON_MEMORY if machine.rules.value.drivers_since_6_12 else MhpFlags.NONE
+    [number] = add.add_memory(machine, lmb.nid, start, size, flags=flags)
+    block = machine.blocks[number]
+    try:
+        # Whatever auto_online_blocks says; if that has brought it online already, there is nothing to do.
+        if block.offline:
+            device.device_online(machine, block)
+    except BaseException:
+        add.remove_memory(machine, start, size)
+        raise
+    lmb.assigned = True
+
+
+@requires("device_hotplug")
+def _remove_lmb(machine: Machine, lmb: Lmb) -> None:
+    if not lmb.assigned or lmb.reserved:
+        raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} is {'reserved' if lmb.reserved else 'not there'}")
+    block = machine.blocks.get(BlockId(lmb.start // machine.block_size))
+    if block is None:
+        raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} has no memory block")
+    if not block.offline:
+        device.device_offline(machine, block)
+    add.remove_memory(machine, PhysAddr(lmb.start), machine.block_size)
+    lmb.assigned = False
+
+
+def _parse(text: str) -> tuple[str, str, list[int]]:
+    match sysfs_word(text).split():
+        case ["memory", "add" | "remove" as action, "count" | "index" | "indexed-count" as by, *numbers] if len(numbers) == 1 + (
+            by == "indexed-count"
+        ):
+            pass
+        case _:
+            raise HotplugError(errno.EINVAL, f"{text!r} is no request; such as 'memory add count 2'")
+    try:
+        return action, by.replace("-", "_"), [_u32(number) for number in numbers]
+    except InvalidInput as error:
+        raise HotplugError(errno.EINVAL, str(error)) from error
+
+
+def _u32(text: str) -> int:
+    number = parse_uint(text, "dlpar")
+    if number >= 1 << 32:
+        raise InvalidInput(text, "dlpar", "a number below 2^32")
+    return number

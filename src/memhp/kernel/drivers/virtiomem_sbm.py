@@ -1,0 +1,296 @@
+"""virtio-mem with sub-blocks: parts of a memory block are plugged, and the rest of it is kept from the allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from memhp.errors import HotplugError
+from memhp.events import MEM_CANCEL_OFFLINE, MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction
+from memhp.kernel.contig import alloc_contig_range
+from memhp.kernel.holdings import Allocation
+from memhp.kernel.hotplug import adjust_managed_page_count
+from memhp.kernel.kinds import PageKind
+from memhp.kernel.zones import ZoneType
+from memhp.notifier import NOTIFY_BAD, NOTIFY_OK, NotifyResult
+from memhp.units import PAGE_SHIFT, BlockId, Pfn
+
+if TYPE_CHECKING:
+    from memhp.kernel.blocks import MemoryBlock
+    from memhp.kernel.drivers.virtiomem import VirtioMem
+
+__all__ = ["BlockState", "Divided", "SubBlocks"]
+
+
+class BlockState(enum.Enum):
+    """What the driver knows of a memory block; whether all of its sub-blocks are plugged is asked of those."""
+
+    UNUSED = "unused"
+    PLUGGED = "plugged"
+    """Plugged, but it could neither be added nor unplugged again."""
+    OFFLINE = "offline"
+    KERNEL = "kernel"
+    MOVABLE = "movable"
+
+
+@dataclass(slots=True)
+class Divided:
+    """One memory block of the device."""
+
+    id: BlockId
+    count: int
+    state: BlockState = BlockState.UNUSED
+    plugged: set[int] = field(default_factory=set)
+    """Numbers of its sub-blocks that are plugged."""
+    held: dict[int, Allocation] = field(default_factory=dict)
+    """What stands for the pages of each other one while it is online."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether a sub-block is not plugged."""
+        return len(self.plugged) < self.count
+
+
+_ONLINE = (BlockState.KERNEL, BlockState.MOVABLE)
+_TO_PLUG = (BlockState.KERNEL, BlockState.MOVABLE, BlockState.OFFLINE)
+_TO_UNPLUG = (
+    (BlockState.OFFLINE, True),
+    (BlockState.OFFLINE, False),
+    (BlockState.MOVABLE, True),
+    (BlockState.KERNEL, True),
+    (BlockState.MOVABLE, False),
+    (BlockState.KERNEL, False),
+)
+"""Which blocks lose memory first, as (state, whether partial)."""
+
+
+class SubBlocks:
+    """The device's memory blocks, and the sub-blocks of each."""
+
+    def __init__(self, device: VirtioMem, unit: int) -> None:
+        self._device = device
+        self.unit = unit
+        size = device.machine.block_size
+        self.group_unit = size
+        first, last = -(-device.start // size), (device.start + device.size) // size
+        self.blocks = [Divided(BlockId(number), size // unit) for number in range(first, last)]
+
+    # -- plugging
+
+    def plug(self, units: int) -> None:
+        """Fill what is partly plugged, kernel blocks first; then take new blocks, the lowest first.
+
+        Raises:
+            HotplugError: ENOSPC, the region is full, or too much of it is offline; or what the hypervisor or adding raised.
+        """
+        with self._device.mutex:
+            for state in _TO_PLUG:
+                for mine in self._in(state, partial=True):
+                    units -= self._fill(mine, units)
+                    if not units:
+                        return
+        for mine in self.blocks:
+            if not units:
+                return
+            if mine.state is not BlockState.UNUSED:
+                continue
+            if not self._device.could_add(self._device.machine.block_size):
+                raise HotplugError(errno.ENOSPC, f"{self._device.offline_size:#x} bytes are offline, which is as much as may be")
+            units -= self._plug_new(mine, units)
+        if units:
+            raise HotplugError(errno.ENOSPC, "the region has no more memory blocks")
+
+    def _in(self, state: BlockState, *, partial: bool) -> list[Divided]:
+        return [mine for mine in self.blocks if mine.state is state and mine.partial is partial]
+
+    def _fill(self, mine: Divided, units: int) -> int:
+        done = 0
+        for number in range(mine.count):
+            if done == units:
+                break
+            if number in mine.plugged:
+                continue
+            self._device.send("plug", *self._place(mine, number))
+            mine.plugged.add(number)
+            done += 1
+            if mine.state in _ONLINE:
+                self._give(mine, number)
+        return done
+
+    def _plug_new(self, mine: Divided, units: int) -> int:
+        count = min(units, mine.count)
+        start, size = self._place(mine, 0)
+        self._device.send("plug", start, size * count)
+        mine.plugged = set(range(count))
+        mine.state = BlockState.OFFLINE
+        try:
+            self._device.add(start, self._device.machine.block_size)
+        except BaseException:
+            mine.state = BlockState.PLUGGED
+            with contextlib.suppress(HotplugError):
+                self._unplug_whole(mine)
+            raise
+        return count
+
+    def _unplug_whole(self, mine: Divided) -> None:
+        for number in sorted(mine.plugged):
+            self._device.send("unplug", *self._place(mine, number))
+            mine.plugged.discard(number)
+        mine.state = BlockState.UNUSED
+
+    def _place(self, mine: Divided, number: int) -> tuple[int, int]:
+        return mine.id * self._device.machine.block_size + number * self.unit, self.unit
+
+    def clean_up(self) -> None:
+        """Unplug what could not be added; with the driver of 6.12 also remove what is wholly unplugged and could not go.
+
+        Raises:
+            HotplugError: EBUSY, such a block still can't go.
+        """
+        for mine in self.blocks:
+            if mine.state is BlockState.PLUGGED:
+                self._unplug_whole(mine)
+        if self._device.machine.rules.value.drivers_since_6_12:
+            left = [mine for mine in self.blocks if mine.state is not BlockState.UNUSED and not mine.plugged]
+            if not all([self._let_go(mine) for mine in left]):
+                raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
+
+    def withdraw(self) -> bool:
+        """Remove blocks that are offline and partly plugged, which anybody could bring online whole from now on."""
+        for mine in self._in(BlockState.OFFLINE, partial=True):
+            self._device.remove(*self._whole(mine))
+            mine.state = BlockState.UNUSED
+        return all(mine.state in {BlockState.UNUSED, BlockState.PLUGGED} for mine in self.blocks)
+
+    def _whole(self, mine: Divided) -> tuple[int, int]:
+        size = self._device.machine.block_size
+        return mine.id * size, size
+
+    # -- unplugging
+
+    def unplug(self, units: int) -> None:
+        """Unplug from blocks that are offline, then from partly plugged ones, then from the others, the highest first.
+
+        A block that is wholly unplugged is removed.
+
+        Raises:
+            HotplugError: EBUSY, not as much could be had; or what the hypervisor raised.
+        """
+        stuck = False
+        for state, partial in _TO_UNPLUG:
+            for mine in reversed(self._in(state, partial=partial)):
+                if not units:
+                    break
+                units -= self._unplug_some(mine, units)
+                stuck = stuck or (not mine.plugged and not self._let_go(mine))
+        if stuck and self._device.machine.rules.value.drivers_since_6_12:
+            raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
+        if units:
+            raise HotplugError(errno.EBUSY, f"{units} sub-blocks of {self.unit:#x} bytes can't be unplugged now")
+
+    def _unplug_some(self, mine: Divided, units: int) -> int:
+        with self._device.mutex:
+            return self._unplug_online(mine, units) if mine.state in _ONLINE else self._unplug_offline(mine, units)
+
+    def _unplug_offline(self, mine: Divided, units: int) -> int:
+        chosen = sorted(mine.plugged, reverse=True)[:units]
+        for number in chosen:
+            self._device.send("unplug", *self._place(mine, number))
+            mine.plugged.discard(number)
+        return len(chosen)
+
+    def _unplug_online(self, mine: Divided, units: int) -> int:
+        if units >= mine.count and not mine.partial and self._keep(mine, range(mine.count)):
+            return mine.count
+        done = 0
+        for number in sorted(mine.plugged, reverse=True):
+            if done == units:
+                break
+            done += self._keep(mine, [number])
+        return done
+
+    def _keep(self, mine: Divided, numbers: Iterable[int]) -> bool:
+        # Takes pages from the allocator, then the hypervisor takes them; False if they are busy.
+        taken: list[int] = []
+        try:
+            for number in numbers:
+                self._take(mine, number)
+                taken.append(number)
+        except HotplugError:
+            for number in taken:
+                self._give(mine, number)
+            return False
+        for number in taken:
+            try:
+                self._device.send("unplug", *self._place(mine, number))
+            except HotplugError:
+                for other in taken[taken.index(number) :]:
+                    self._give(mine, other)
+                raise
+            mine.plugged.discard(number)
+        return True
+
+    def _let_go(self, mine: Divided) -> bool:
+        # Removes a block that nobody can use any more; if another callback refuses, it stays, and False is the answer.
+        try:
+            (self._device.offline_and_remove if mine.state in _ONLINE else self._device.remove)(*self._whole(mine))
+        except HotplugError:
+            return False
+        mine.state = BlockState.UNUSED
+        return True
+
+    # -- pages of sub-blocks, while their block is online
+
+    def _block(self, mine: Divided) -> MemoryBlock:
+        return self._device.machine.blocks[mine.id]
+
+    def _take(self, mine: Divided, number: int) -> None:
+        start, size = self._place(mine, number)
+        allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+        alloc_contig_range(self._device.machine, self._block(mine), Pfn(start >> PAGE_SHIFT), size >> PAGE_SHIFT, allocation)
+        mine.held[number] = allocation
+        adjust_managed_page_count(self._block(mine), -(size >> PAGE_SHIFT))
+
+    def _give(self, mine: Divided, number: int) -> None:
+        self._device.machine.pages.free(mine.held.pop(number))
+        adjust_managed_page_count(self._block(mine), self.unit >> PAGE_SHIFT)
+
+    # -- the notifier
+
+    def _at(self, start: int) -> Divided:
+        return self.blocks[start // self._device.machine.block_size - self.blocks[0].id]
+
+    def owns_whole(self, start: int, size: int) -> bool:
+        """Say whether it is exactly one memory block."""
+        return size == self._device.machine.block_size and start % size == 0
+
+    def notify(self, action: MemoryAction, start: int, size: int) -> NotifyResult:
+        """Follow the block's state, and let its unplugged pages go with it."""
+        mine = self._at(start)
+        if action is MEM_GOING_ONLINE:
+            return NOTIFY_OK if mine.state is BlockState.OFFLINE else NOTIFY_BAD
+        if action in {MEM_GOING_OFFLINE, MEM_CANCEL_OFFLINE}:
+            for allocation in mine.held.values():
+                allocation.released = action is MEM_GOING_OFFLINE
+        elif action is MEM_ONLINE:
+            movable = any(zone.type is ZoneType.MOVABLE for zone, _, _ in self._block(mine).present)
+            mine.state = BlockState.MOVABLE if movable else BlockState.KERNEL
+        elif action is MEM_OFFLINE:
+            mine.state = BlockState.OFFLINE
+            mine.held.clear()
+        return NOTIFY_OK
+
+    def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:
+        """Give the sub-blocks of a block that are not plugged."""
+        return list(self._withheld(self._at(start)))
+
+    def _withheld(self, mine: Divided) -> Iterator[tuple[Pfn, int, Allocation]]:
+        for number in range(mine.count):
+            if number not in mine.plugged:
+                allocation = mine.held.setdefault(number, Allocation(PageKind.OFFLINE, "virtio-mem"))
+                place, length = self._place(mine, number)
+                yield Pfn(place >> PAGE_SHIFT), length >> PAGE_SHIFT, allocation
