@@ -89,7 +89,9 @@ class VirtioMem:
         offline_at_most: bytes of its memory that may be offline before it adds no more.
 
     Raises:
-        InvalidInput: a malformed size, or a region that overlaps what others have.
+        InvalidInput: a malformed size.
+        HotplugError: EINVAL, the node is not possible, or another driver has the online-page callback; EEXIST, somebody has a
+            part of the region.
     """
 
     def __init__(
@@ -128,11 +130,16 @@ class VirtioMem:
         self.mutex = Mutex("virtio_mem hotplug_mutex", None)
         self._active = False
         self.name = ResourceName("System RAM (virtio_mem)")
-        self.claim = machine.iomem.request(start, size, "virtio_mem", busy=False)
         unit = max(block_size, PAGEBLOCK)
         self.mode: Mode = SubBlocks(self, unit) if unit < machine.block_size else BigBlocks(self, unit)
         self.group = machine.groups.register_dynamic(nid, self.mode.group_unit >> PAGE_SHIFT)
-        _devices_of(machine).append(self)
+        try:
+            _enlist(self)
+            self.claim = machine.iomem.request(start, size, "virtio_mem", busy=False)
+        except BaseException:
+            _discharge(self)
+            machine.groups.unregister(self.group)
+            raise
         self.callback = machine.hotplug_memory_notifier(self._notify)
 
     # -- the hypervisor
@@ -192,12 +199,12 @@ class VirtioMem:
             self.queued = True
 
     def unbind(self) -> bool:
-        """Unbind the driver; gives whether all of its memory is gone. What is left stays as it is, and nobody follows it any more."""
+        """Unbind the driver; gives whether all of its memory is gone. What is left stays, and nobody follows it any more."""
         with self.mutex:
             self.removing = True
         gone = self.mode.withdraw()
         self.callback.unregister()
-        _devices_of(self.machine).remove(self)
+        _discharge(self)
         if gone:
             self.machine.groups.unregister(self.group)
             self.machine.iomem.release(self.claim)
@@ -264,14 +271,25 @@ class VirtioMem:
         self.mutex.release()
 
 
-def _devices_of(machine: Machine) -> list[VirtioMem]:
-    # One online-page callback serves all devices of a machine.
-    present = machine.online_page.callback
-    if isinstance(present, _Withholder):
-        return present.devices
-    withholder = _Withholder()
-    machine.online_page.set(withholder)
-    return withholder.devices
+# One online-page callback serves all devices of a machine.
+
+
+def _enlist(device: VirtioMem) -> None:
+    machine = device.machine
+    withholder = machine.online_page.callback
+    if not isinstance(withholder, _Withholder):
+        withholder = _Withholder()
+        machine.online_page.set(withholder)
+    withholder.devices.append(device)
+
+
+def _discharge(device: VirtioMem) -> None:
+    machine = device.machine
+    withholder = machine.online_page.callback
+    if isinstance(withholder, _Withholder) and device in withholder.devices:
+        withholder.devices.remove(device)
+        if not withholder.devices:
+            machine.online_page.restore(withholder)
 
 
 class _Withholder:

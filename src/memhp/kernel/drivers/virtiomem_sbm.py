@@ -156,7 +156,8 @@ class SubBlocks:
                 self._unplug_whole(mine)
         if self._device.machine.rules.value.drivers_since_6_12:
             left = [mine for mine in self.blocks if mine.state is not BlockState.UNUSED and not mine.plugged]
-            if not all([self._let_go(mine) for mine in left]):
+            gone = [self._let_go(mine) for mine in left]
+            if not all(gone):
                 raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
 
     def withdraw(self) -> bool:

@@ -1,0 +1,358 @@
+"""Drivers that add memory and take it away: dax/kmem, DLPAR, s390 standby memory, balloons; by the facts, their source."""
+
+from __future__ import annotations
+
+import pytest
+
+from memhp import (
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    NOTIFY_BAD,
+    NOTIFY_OK,
+    Machine,
+    MemoryAction,
+    MemoryNotify,
+    NotifierBlock,
+    NotifyResult,
+    Rules,
+)
+from memhp.kernel.drivers import DaxKmem, Dlpar, HyperVBalloon, Lmb, SclpMemory, XenBalloon
+from support import BLOCK, GIB, MIB, Boot, another_reads, in_thread, refusal, snapshot, state, until_parked, valid_zones, write
+
+ALL = pytest.mark.parametrize("rules", list(Rules))
+ROOM = 4 * GIB
+PAGES = BLOCK >> 12
+
+
+def make(boot: Boot, rules: Rules, default: str = "offline", **options: str) -> Machine:
+    names = {f"memory_hotplug.{name}": value for name, value in options.items()}
+    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names})
+
+
+def refuse(machine: Machine, action: MemoryAction, *numbers: int) -> list[int]:
+    """Refuse an action for some blocks; the list can be changed."""
+    blocks = list(numbers)
+
+    def callback(block: NotifierBlock, seen: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        return NOTIFY_BAD if seen is action and machine.block_id_of(arg.start_pfn) in blocks else NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    return blocks
+
+
+def above(machine: Machine) -> list[str]:
+    return [line for line in str(machine.iomem).splitlines() if int(line.split("-")[0], 16) >= ROOM]
+
+
+# -- dax/kmem
+
+
+@ALL
+@pytest.mark.fact("10.5", "6.9")
+def test_a_dax_device_becomes_memory_of_a_static_group(boot: Boot, rules: Rules) -> None:
+    """Each range is trimmed to whole blocks; it is a child of the device's claim, and a driver's memory."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM + MIB, 3 * BLOCK), (ROOM + 4 * BLOCK, BLOCK), (ROOM + 6 * BLOCK + MIB, BLOCK)])
+    device.probe()
+    assert above(machine) == [
+        "108000000-117ffffff : dax0.0",
+        "  108000000-117ffffff : System RAM (kmem)",
+        "120000000-127ffffff : dax0.0",
+        "  120000000-127ffffff : System RAM (kmem)",
+    ]
+    [group] = machine.groups
+    assert (group.nid, group.max_pages, sorted(group.blocks)) == (1, 3 * PAGES, [33, 34, 36])
+    assert [entry.start for entry in machine.firmware_map if entry.start >= ROOM] == []
+    device.unbind()
+    assert (above(machine), list(machine.groups), device.leaked) == ([], [], False)
+
+
+@ALL
+@pytest.mark.fact("10.5")
+def test_a_range_that_fails_after_another_worked_is_passed_over(
+    boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But if the first one fails, the device does, and nothing is left behind."""
+    machine = make(boot, rules)
+    machine.add_memory(0, ROOM + 2 * BLOCK, BLOCK)
+    first = DaxKmem(machine, 1, [(ROOM, BLOCK), (ROOM + 2 * BLOCK, BLOCK), (ROOM + 4 * BLOCK, BLOCK)])
+    first.probe()
+    assert [claim.start for claim in first.claims] == [ROOM, ROOM + 4 * BLOCK]
+    assert "are not used" in caplog.text
+    before = snapshot(machine)
+    second = DaxKmem(machine, 1, [(ROOM + 2 * BLOCK, BLOCK), (ROOM + 8 * BLOCK, BLOCK)], name="dax1.0")
+    assert refusal(second.probe) == "EBUSY"
+    assert refusal(DaxKmem(machine, 7, [(ROOM + 8 * BLOCK, BLOCK)]).probe) == "EINVAL"
+    assert refusal(DaxKmem(machine, -1, [(ROOM + 8 * BLOCK, BLOCK)]).probe) == "EINVAL"
+    assert refusal(DaxKmem(machine, 1, [(ROOM + 8 * BLOCK + MIB, BLOCK)]).probe) == "EINVAL"
+    assert refusal(DaxKmem(machine, 1, [(1 << 46, BLOCK)]).probe) == "EBUSY"
+    assert (snapshot(machine), len(list(machine.groups))) == (before, 1)
+
+
+@ALL
+@pytest.mark.fact("10.5")
+def test_a_range_with_a_block_online_leaks_at_unbind(boot: Boot, rules: Rules) -> None:
+    """The others go; the group stays for what is left."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, 2 * BLOCK), (ROOM + 4 * BLOCK, BLOCK)])
+    device.probe()
+    write(machine, "memory33/state", "online_movable")
+    device.unbind()
+    assert (device.leaked, sorted(machine.nodes[1].linked), len(list(machine.groups))) == (True, [32, 33], 1)
+
+
+@pytest.mark.fact("10.5", "3.20")
+def test_since_6_12_a_dax_device_may_hold_its_own_memmap(boot: Boot) -> None:
+    """If it is told to; before, the option has no effect."""
+    for rules, pages in ((Rules.LINUX_6_1, 0), (Rules.LINUX_6_12, 512)):
+        machine = make(boot, rules, memmap_on_memory="y")
+        DaxKmem(machine, 1, [(ROOM, 2 * BLOCK)], memmap_on_memory=True).probe()
+        assert [machine.block(number).altmap_pages for number in (32, 33)] == [pages, pages]
+
+
+# -- DLPAR
+
+
+def partition(boot: Boot, rules: Rules, count: int = 4) -> tuple[Machine, Dlpar]:
+    """Boot a partition with LMBs 0x80000000, ... that it could have at 4 GiB, on node 1."""
+    machine = make(boot, rules)
+    return machine, Dlpar(machine, [Lmb(0x80000000 + n, ROOM + n * BLOCK, 1) for n in range(count)])
+
+
+def dlpar(machine: Machine, text: str) -> int:
+    return machine.tree.write("/sys/kernel/dlpar", text)
+
+
+def assigned(driver: Dlpar) -> str:
+    return "".join("#" if lmb.assigned else "." for lmb in driver.lmbs)
+
+
+@ALL
+@pytest.mark.fact("10.9", "10.10", "4.8")
+def test_lmbs_come_online_whatever_auto_online_blocks_says(boot: Boot, rules: Rules) -> None:
+    """By count, by index, and as a range; and they leave in the same ways, online or not."""
+    machine, driver = partition(boot, rules)
+    assert machine.tree.read("/sys/kernel/dlpar") == ("memory,cpu,dt\n" if rules is Rules.LINUX_6_12 else "memory,cpu\n")
+    assert dlpar(machine, "memory add count 2\n") == 19
+    assert ([state(machine, number) for number in (32, 33)], assigned(driver)) == (["online", "online"], "##..")
+    dlpar(machine, "memory add index 0x80000003")
+    assert assigned(driver) == "##.#"
+    dlpar(machine, "memory remove indexed-count 2 2147483649")
+    assert assigned(driver) == "#..#"
+    dlpar(machine, "memory add indexed-count 4 0x80000000")
+    assert (assigned(driver), driver.device_tree_updates) == ("####", 4)
+    write(machine, "memory33/state", "offline")
+    dlpar(machine, "memory remove index 0x80000001")
+    dlpar(machine, "memory remove count 3")
+    assert (assigned(driver), sorted(machine.nodes[1].linked)) == ("....", [])
+
+
+@ALL
+@pytest.mark.fact("10.9", "10.11")
+def test_malformed_requests_are_einval_and_change_nothing(boot: Boot, rules: Rules) -> None:
+    """So are a count of 0, more than there are, and an index that isn't there."""
+    machine, driver = partition(boot, rules)
+    driver.lmbs[3].reserved = True
+    before = snapshot(machine)
+    wrong = [
+        "",
+        "memory",
+        "memory add",
+        "memory add count",
+        "memory add count x",
+        "memory add 2",
+        "cpu add count 1",
+        "memory Add count 1",
+    ]
+    wrong += ["memory add count 1 2", "memory add indexed-count 1", "memory add count -1", f"memory add count {1 << 32}"]
+    wrong += [
+        "memory add count 0",
+        "memory add count 4",
+        "memory add index 5",
+        "memory remove count 1",
+        "memory remove index 0x80000000",
+    ]
+    wrong += ["memory add indexed-count 2 0x80000002", "memory add indexed-count 5 0x80000000", "memory remove indexed-count 1 9"]
+    assert [refusal(driver.write, text) for text in wrong] == ["EINVAL"] * len(wrong)
+    assert (snapshot(machine), driver.device_tree_updates) == (before, 0)
+
+
+@ALL
+@pytest.mark.fact("10.11")
+def test_by_count_lmbs_that_fail_are_passed_over_and_too_few_are_undone(boot: Boot, rules: Rules) -> None:
+    """The errno is EINVAL whatever went wrong; a failed online takes its memory away again."""
+    machine, driver = partition(boot, rules)
+    blocks = refuse(machine, MEM_GOING_ONLINE, 33)
+    dlpar(machine, "memory add count 2")
+    assert assigned(driver) == "#.#."
+    assert 33 not in machine.blocks
+    blocks.append(35)
+    assert refusal(dlpar, machine, "memory add count 2") == "EINVAL"
+    assert assigned(driver) == "#.#."
+    blocks.clear()
+    refuse(machine, MEM_GOING_OFFLINE, 34)
+    dlpar(machine, "memory add count 2")
+    assert refusal(dlpar, machine, "memory remove count 4") == "EINVAL"
+    assert (assigned(driver), [state(machine, number) for number in range(32, 36)]) == ("####", ["online"] * 4)
+    dlpar(machine, "memory remove count 3")
+    assert assigned(driver) == "..#."
+
+
+@ALL
+@pytest.mark.fact("10.11")
+def test_by_index_the_errno_is_that_of_what_went_wrong(boot: Boot, rules: Rules) -> None:
+    """EPERM from a callback, EBUSY from a page, EEXIST from other memory."""
+    machine, driver = partition(boot, rules)
+    blocks = refuse(machine, MEM_GOING_ONLINE, 32)
+    assert refusal(dlpar, machine, "memory add index 0x80000000") == "EPERM"
+    blocks.clear()
+    machine.add_memory(1, ROOM + BLOCK, BLOCK)
+    assert refusal(dlpar, machine, "memory add index 0x80000001") == "EEXIST"
+    dlpar(machine, "memory add index 0x80000000")
+    machine.alloc_pages(1, "unmovable", blocks=[32])
+    assert refusal(dlpar, machine, "memory remove index 0x80000000") == "EBUSY"
+    assert assigned(driver) == "#..."
+    refusing = Dlpar(machine, [Lmb(1, ROOM + 8 * BLOCK)], acquire=lambda lmb: False)
+    assert refusal(refusing.write, "memory add index 1") == "EIO"
+
+
+@ALL
+@pytest.mark.fact("10.11")
+def test_a_range_stops_at_the_first_failure_and_is_undone(boot: Boot, rules: Rules) -> None:
+    """LMBs that are as they should be are passed over; a failed removal hints the hypervisor at those it puts back."""
+    machine, driver = partition(boot, rules)
+    dlpar(machine, "memory add index 0x80000001")
+    blocks = refuse(machine, MEM_GOING_ONLINE, 35)
+    assert refusal(dlpar, machine, "memory add indexed-count 4 0x80000000") == "EINVAL"
+    assert assigned(driver) == ".#.."
+    blocks.clear()
+    dlpar(machine, "memory add indexed-count 4 0x80000000")
+    refuse(machine, MEM_GOING_OFFLINE, 34)
+    assert refusal(dlpar, machine, "memory remove indexed-count 4 0x80000000") == "EINVAL"
+    assert (assigned(driver), driver.hints) == ("####", [0x80000000, 0x80000001])
+
+
+@pytest.mark.fact("4.5", "10.9")
+def test_one_lock_covers_a_whole_dlpar_request(boot: Boot) -> None:
+    """A write to a block waits for both LMBs."""
+    machine, driver = partition(boot, Rules.LINUX_6_1)
+    with another_reads(machine):
+        request = in_thread(lambda: dlpar(machine, "memory add count 2"), "dlpar")
+        until_parked(request)
+        writer = in_thread(lambda: write(machine, "memory3/state", "offline"), "writer")
+        until_parked(writer)
+        assert assigned(driver) == "...."
+    assert (request.result(), writer.result()) == (18, 7)
+
+
+# -- s390 standby memory
+
+
+@pytest.mark.parametrize("rules", [Rules.DOCUMENTED, Rules.LINUX_6_1])
+@pytest.mark.fact("10.8")
+def test_before_6_12_standby_memory_is_backed_from_going_online_to_offline(boot: Boot, rules: Rules) -> None:
+    """It is on node 0, block by block; a refusal by somebody else unassigns it again."""
+    machine = make(boot, rules)
+    memory = SclpMemory(machine, ROOM, 2 * BLOCK, increment=64 * MIB)
+    assert (memory.detect(), memory.backed(ROOM, BLOCK)) == ([32, 33], False)
+    write(machine, "memory32/state", "online_movable")
+    assert (memory.backed(ROOM, BLOCK), memory.standby) == (True, {66, 67})
+    write(machine, "memory32/state", "offline")
+    assert memory.standby == {64, 65, 66, 67}
+    refuse(machine, MEM_GOING_ONLINE, 33)
+    assert refusal(write, machine, "memory33/state", "online") == "EPERM"
+    assert memory.standby == {64, 65, 66, 67}
+
+
+@ALL
+@pytest.mark.fact("10.8")
+def test_what_the_hypervisor_does_not_give_stays_offline(boot: Boot, rules: Rules) -> None:
+    """The callback answers BAD; before 6.12 at GOING_ONLINE, then at PREPARE_ONLINE."""
+    machine = make(boot, rules)
+    memory = SclpMemory(machine, ROOM, BLOCK, increment=64 * MIB, assign=lambda number: number != 65)
+    memory.detect()
+    assert refusal(write, machine, "memory32/state", "online") == "EPERM"
+    # 6.12 sends nothing after a refused PREPARE_ONLINE (fact 3.9), so the increment that was assigned stays so.
+    assert memory.standby == ({65} if rules is Rules.LINUX_6_12 else {64, 65})
+
+
+@ALL
+@pytest.mark.fact("10.8")
+def test_a_range_with_a_standby_increment_may_not_go_offline(boot: Boot, rules: Rules) -> None:
+    """EPERM, and everybody hears CANCEL_OFFLINE."""
+    machine = make(boot, rules)
+    memory = SclpMemory(machine, ROOM, BLOCK, increment=64 * MIB)
+    memory.detect()
+    write(machine, "memory32/state", "online_movable")
+    memory.standby.add(65)
+    assert refusal(write, machine, "memory32/state", "offline") == "EPERM"
+    assert state(machine, 32) == "online"
+
+
+@pytest.mark.fact("10.8", "2.7", "3.21")
+def test_on_6_12_the_memmap_is_backed_before_anything_else_happens(boot: Boot) -> None:
+    """Blocks hold their own memmap, inaccessible while offline, and the assigned range begins with it."""
+    machine = make(boot, Rules.LINUX_6_12, memmap_on_memory="y")
+    memory = SclpMemory(machine, ROOM, BLOCK, increment=MIB)
+    memory.detect()
+    block = machine.block(32)
+    assert (block.altmap_pages, block.inaccessible) == (512, True)
+    seen: list[tuple[str, bool, bool]] = []
+
+    def watch(_: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        seen.append((action.name, memory.backed(ROOM, 2 * MIB), memory.backed(ROOM + 2 * MIB, BLOCK - 2 * MIB)))
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(watch, -1)
+    write(machine, "memory32/state", "online_movable")
+    write(machine, "memory32/state", "offline")
+    assert seen == [
+        ("MEM_PREPARE_ONLINE", True, True),
+        ("MEM_GOING_ONLINE", True, True),
+        ("MEM_ONLINE", True, True),
+        ("MEM_GOING_OFFLINE", True, True),
+        ("MEM_OFFLINE", True, True),
+        ("MEM_FINISH_OFFLINE", False, False),
+    ]
+    plain = make(boot, Rules.LINUX_6_12, memmap_on_memory="y")
+    SclpMemory(plain, ROOM, BLOCK, increment=MIB, edat1=False).detect()
+    assert plain.block(32).altmap_pages == 0
+
+
+# -- Hyper-V and Xen
+
+
+@ALL
+@pytest.mark.fact("10.12")
+def test_hyper_v_adds_chunks_and_keeps_back_what_the_host_does_not_back(boot: Boot, rules: Rules) -> None:
+    """It waits for each to come online; EEXIST ends hot-add for good."""
+    machine = make(boot, rules)
+    balloon = HyperVBalloon(machine)
+    assert balloon.hot_add(1, ROOM, 2 * BLOCK, BLOCK + 64 * MIB) == [32, 33]
+    assert (balloon.waiting, above(machine)) == (True, ["100000000-10fffffff : System RAM"])
+    write(machine, "memory32/state", "online_movable")
+    write(machine, "memory33/state", "online_movable")
+    assert balloon.waiting is False
+    zone = machine.zone(1, "Movable")
+    assert (zone.present, zone.managed) == (2 * PAGES, PAGES + PAGES // 2)
+    assert refusal(write, machine, "memory33/state", "offline") == "EBUSY"
+    assert refusal(lambda: balloon.hot_add(1, ROOM, BLOCK, BLOCK)) == "EEXIST"
+    assert (balloon.can_add, refusal(lambda: balloon.hot_add(1, 2 * ROOM, BLOCK, BLOCK))) == (False, "EEXIST")
+
+
+@ALL
+@pytest.mark.fact("10.12")
+def test_xen_adds_memory_that_is_all_in_the_balloon_at_first(boot: Boot, rules: Rules) -> None:
+    """Its thread is woken when it is online; only one driver can have the online-page callback."""
+    machine = make(boot, rules, default="online_movable")
+    balloon = XenBalloon(machine)
+    assert balloon.reserve_additional_memory(1, ROOM, BLOCK) == [32]
+    zone = machine.zone(1, "Movable")
+    assert (zone.present, zone.managed, balloon.woken) == (PAGES, 0, 1)
+    assert refusal(lambda: machine.alloc_pages(1, blocks=[32])) == "ENOMEM"
+    assert refusal(lambda: balloon.reserve_additional_memory(1, ROOM, BLOCK)) == "EEXIST"
+    assert refusal(lambda: balloon.reserve_additional_memory(9, 2 * ROOM, BLOCK)) == "EINVAL"
+    assert above(machine) == ["100000000-107ffffff : System RAM"]
+    assert refusal(HyperVBalloon, machine) == "EINVAL"
+    assert refusal(machine.online_page.restore, lambda start, pages: []) == "EINVAL"
+    assert valid_zones(machine, 32) == "Movable"

@@ -1,0 +1,425 @@
+"""virtio-mem: sub-blocks and big blocks, the notifier, plugging and unplugging in order, and retries."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from memhp import (
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    NOTIFY_BAD,
+    NOTIFY_OK,
+    InvalidInput,
+    Machine,
+    MemoryAction,
+    MemoryNotify,
+    NotifierBlock,
+    NotifyResult,
+    Rules,
+)
+from memhp.kernel.drivers import VirtioMem, XenBalloon
+from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
+from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
+from support import BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
+
+ALL = pytest.mark.parametrize("rules", list(Rules))
+REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
+ROOM = 4 * GIB
+
+
+def guest(boot: Boot, rules: Rules = Rules.LINUX_6_12, default: str = "online_movable", **options: str) -> Machine:
+    names = {f"memory_hotplug.{name}": value for name, value in options.items()}
+    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names})
+
+
+def want(device: VirtioMem, size: int) -> str:
+    device.request(size)
+    return device.work()
+
+
+def blocks(machine: Machine) -> dict[int, str]:
+    return {number: state(machine, number) for number in sorted(machine.nodes[1].linked)}
+
+
+def plugged(device: VirtioMem) -> dict[int, int]:
+    """Count plugged MiB by block."""
+    assert isinstance(device.mode, SubBlocks)
+    return {mine.id: len(mine.plugged) * device.mode.unit // MIB for mine in device.mode.blocks if mine.plugged}
+
+
+def refuse(machine: Machine, action: MemoryAction, *numbers: int, priority: int = 0) -> list[int]:
+    found = list(numbers)
+
+    def callback(block: NotifierBlock, seen: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        return NOTIFY_BAD if seen is action and machine.block_id_of(arg.start_pfn) in found else NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback, priority)
+    return found
+
+
+# -- sub-blocks: plugging
+
+
+@ALL
+@pytest.mark.fact("10.7", "7.9", "6.9", "5.15")
+def test_a_block_is_added_with_as_much_of_it_as_is_plugged(boot: Boot, rules: Rules) -> None:
+    """160 MiB are a block and a quarter; MemTotal grows by what is plugged; the range is the device's child, and merges."""
+    machine = guest(boot, rules)
+    before = machine.memory_total
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    assert want(device, 160 * MIB) == "ok"
+    assert (blocks(machine), plugged(device)) == ({32: "online", 33: "online"}, {32: 128, 33: 32})
+    assert machine.memory_total - before == 160 * MIB
+    assert machine.zone(1, "Movable").present == 65536
+    assert str(machine.iomem).splitlines()[-2:] == [
+        "100000000-13fffffff : virtio_mem",
+        "  100000000-10fffffff : System RAM (virtio_mem)",
+    ]
+    [group] = machine.groups
+    assert (group.nid, group.unit_pages, group.present_movable_pages) == (1, 32768, 65536)
+    assert refusal(lambda: machine.alloc_pages(8193, blocks=[33])) == "ENOMEM"
+    machine.alloc_pages(8192, blocks=[33])
+
+
+@REAL
+@pytest.mark.fact("10.7", "7.9")
+def test_growing_fills_what_is_partly_plugged_first(boot: Boot, rules: Rules) -> None:
+    """Kernel blocks, then movable ones, then offline ones, then new blocks."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    asked: list[tuple[int, int]] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append((start // BLOCK, size // MIB))
+        return 0
+
+    device._answer = answer
+    want(device, 384 * MIB)
+    assert blocks(machine) == {32: "offline", 33: "offline", 34: "offline"}
+    want(device, 378 * MIB)  # from an offline block, the highest
+    assert plugged(device) == {32: 128, 33: 128, 34: 122}
+    write(machine, "memory33/state", "online_movable")
+    write(machine, "memory32/state", "online_kernel")
+    for number in (33, 32):
+        assert isinstance(device.mode, SubBlocks)
+        device.mode._take(device.mode._at(number * BLOCK), 63)
+        device.send("unplug", *device.mode._place(device.mode._at(number * BLOCK), 63))
+        device.mode._at(number * BLOCK).plugged.discard(63)
+    before = machine.memory_total
+    asked.clear()
+    assert want(device, 386 * MIB) == "ok"
+    assert asked == [(32, 2), (33, 2), (34, 2), (34, 2), (34, 2), (35, 2)]
+    assert machine.memory_total - before == 4 * MIB  # the offline blocks don't count
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_it_adds_no_more_while_too_much_is_offline(boot: Boot, rules: Rules) -> None:
+    """At most 1 GiB, or two blocks; bringing half of that online lets it go on by itself."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, 4 * GIB, offline_at_most=0)
+    assert want(device, 512 * MIB) == "ENOSPC"
+    assert (len(blocks(machine)), device.queued, device.retry_ms, device.broken) == (2, False, None, "")
+    write(machine, "memory32/state", "online_movable")
+    assert device.queued
+    assert device.work() == "ENOSPC"
+    assert len(blocks(machine)) == 3
+
+
+@pytest.mark.fact("10.7")
+def test_a_full_region_is_enospc(boot: Boot) -> None:
+    """What doesn't fill a block at either end of the region is never used."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM + 64 * MIB, 256 * MIB)
+    assert want(device, 256 * MIB) == "ENOSPC"
+    assert plugged(device) == {33: 128}
+
+
+# -- sub-blocks: unplugging
+
+
+@REAL
+@pytest.mark.fact("10.7", "7.9")
+def test_shrinking_takes_from_offline_blocks_then_from_partial_ones_then_from_the_highest(boot: Boot, rules: Rules) -> None:
+    """A block that is wholly unplugged is taken offline and removed."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 512 * MIB)
+    write(machine, "memory32/state", "offline")
+    assert want(device, 448 * MIB) == "ok"
+    assert plugged(device) == {32: 64, 33: 128, 34: 128, 35: 128}
+    assert want(device, 320 * MIB) == "ok"
+    assert (plugged(device), blocks(machine)) == ({33: 128, 34: 128, 35: 64}, {33: "online", 34: "online", 35: "online"})
+    before = machine.memory_total
+    assert want(device, 0) == "ok"
+    assert (plugged(device), blocks(machine), before - machine.memory_total) == ({}, {}, 320 * MIB)
+    assert (device.plugged, device.offline_size) == (0, 0)
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_movable_pages_move_out_of_the_way_and_others_are_passed_over(boot: Boot, rules: Rules) -> None:
+    """One busy sub-block stays plugged, and the rest of its block goes; EBUSY, and a retry is due."""
+    machine = guest(boot, rules, "online_kernel")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    slab = machine.alloc_pages(1, "slab", blocks=[32], owner="dentry")
+    cache = machine.alloc_pages(2048, blocks=[32], owner="cache")
+    assert slab.extents[0].start_pfn == ROOM >> 12
+    assert want(device, 0) == "EBUSY"
+    assert (plugged(device), device.retry_ms, cache.blocks) == (
+        {32: 2},
+        50_000,
+        [0, 32],
+    )  # 511 pages found room beside the slab page
+    machine.free_pages(slab)
+    device.timer_expired()
+    assert (device.queued, device.work(), blocks(machine)) == (True, "ok", {})
+
+
+@pytest.mark.fact("10.7")
+def test_each_retry_waits_twice_as_long(boot: Boot) -> None:
+    """From 50 s up to 300 s; a success begins anew."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    held = machine.alloc_pages(32768, blocks=[32])
+    machine.pages.pin(held)
+    device.request(0)
+    waits = []
+    for _ in range(5):
+        assert device.work() == "EBUSY"
+        waits.append(device.retry_ms)
+        device.timer_expired()
+    assert waits == [50_000, 100_000, 200_000, 300_000, 300_000]
+    machine.pages.unpin(held)
+    assert device.work() == "ok"
+    device._answer = lambda what, start, size: errno.ETXTBSY
+    assert want(device, 2 * MIB) == "ETXTBSY"
+    assert device.retry_ms == 50_000
+
+
+@pytest.mark.fact("10.7")
+def test_an_errno_that_nobody_knows_breaks_the_device(boot: Boot) -> None:
+    """It does nothing any more."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: errno.EIO)
+    assert [want(device, 2 * MIB), device.work(), device.broken] == ["EIO", "EIO", "EIO"]
+    assert blocks(machine) == {}
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_a_block_that_another_callback_keeps_stays_with_nothing_in_it(boot: Boot, rules: Rules) -> None:
+    """6.1 leaves it; 6.12 tries again, and at last removes it."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    kept = refuse(machine, MEM_GOING_OFFLINE, 32)
+    before = machine.memory_total
+    assert want(device, 0) == {Rules.LINUX_6_1: "ok", Rules.LINUX_6_12: "EBUSY"}[rules]
+    assert (blocks(machine), before - machine.memory_total, machine.zone(1, "Movable").managed) == ({32: "online"}, 128 * MIB, 0)
+    kept.clear()
+    device.timer_expired()
+    device.work()
+    assert blocks(machine) == ({32: "online"} if rules is Rules.LINUX_6_1 else {})
+
+
+@pytest.mark.fact("10.7")
+def test_memory_that_could_not_be_added_is_unplugged_again(boot: Boot) -> None:
+    """And if that fails too, the next run does it first."""
+    machine = guest(boot, Rules.LINUX_6_1)
+    machine.device_memory.memremap_pages(0, ROOM, 2 * MIB)
+    device = VirtioMem(machine, 1, ROOM, BLOCK)
+    assert want(device, 4 * MIB) == "EEXIST"
+    assert (device.plugged, device.broken) == (0, "EEXIST")
+    stuck = VirtioMem(machine, 1, 2 * ROOM, BLOCK)
+    machine.device_memory.memremap_pages(0, 2 * ROOM, 2 * MIB)
+    stuck._answer = lambda what, start, size: errno.EBUSY if what == "unplug" else 0
+    assert want(stuck, 4 * MIB) == "EEXIST"
+    assert stuck.plugged == 4 * MIB
+
+
+# -- the notifier
+
+
+@ALL
+@pytest.mark.fact("7.8", "10.6", "7.9")
+def test_unplugged_pages_go_offline_with_their_block_and_come_back(boot: Boot, rules: Rules) -> None:
+    """The driver lets go of them at GOING_OFFLINE; MemTotal falls by the plugged part only."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 32 * MIB)
+    before = machine.memory_total
+    write(machine, "memory32/state", "offline")
+    assert (before - machine.memory_total, device.offline_size) == (32 * MIB, BLOCK)
+    write(machine, "memory32/state", "online_movable")
+    assert (machine.memory_total, device.offline_size) == (before, 0)
+
+
+@ALL
+@pytest.mark.fact("7.8", "10.6")
+def test_after_a_refused_offline_the_driver_holds_them_again(boot: Boot, rules: Rules) -> None:
+    """Whoever refuses, and whether the driver was asked before or not at all."""
+    for priority in (-1, 1):
+        machine = guest(boot, rules)
+        device = VirtioMem(machine, 1, ROOM, GIB)
+        want(device, 32 * MIB)
+        kept = refuse(machine, MEM_GOING_OFFLINE, 32, priority=priority)
+        before = snapshot(machine)
+        assert refusal(write, machine, "memory32/state", "offline") == "EPERM"
+        assert snapshot(machine) == before
+        assert isinstance(device.mode, SubBlocks)
+        assert not any(held.released for held in device.mode.blocks[0].held.values())
+        kept.clear()
+        write(machine, "memory32/state", "offline")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_the_driver_s_mutex_is_held_from_going_to_the_end(boot: Boot, rules: Rules) -> None:
+    """So its worker waits for an offline that waits for a page, and nothing of it is left afterwards."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    held = machine.alloc_pages(1, blocks=[32])
+    machine.pages.pin(held)
+    admin = in_thread(lambda: write(machine, "memory32/state", "offline"), "admin")
+    until_parked(admin)
+    device.request(64 * MIB)
+    worker = in_thread(device.work, "worker")
+    until_parked(worker)
+    machine.pages.unpin(held)
+    assert (admin.result(), worker.result(), plugged(device)) == (7, "ok", {32: 64})
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_range_that_is_not_one_block_is_refused_and_others_do_not_matter(boot: Boot, rules: Rules) -> None:
+    """Below the devices two blocks can go at once; the driver says BAD. Memory of others it leaves alone."""
+    machine = guest(boot, rules, "offline")
+    VirtioMem(machine, 1, ROOM, GIB).request(0)
+    device = VirtioMem(machine, 1, 2 * ROOM, GIB)
+    want(device, 256 * MIB)
+    with machine.mem_hotplug():
+        assert refusal(machine.online_pages, 2 * ROOM >> 12, 65536, machine.zone(1, "Movable")) == "EPERM"
+    write(machine, "memory3/state", "offline")
+    write(machine, "memory64/state", "online_movable")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_driver_that_is_being_removed_refuses_with_ebusy(boot: Boot, rules: Rules) -> None:
+    """And gives its mutex back at once. Unbound, it lets partly plugged offline blocks go, and leaves the rest as it is."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 160 * MIB)
+    device.removing = True
+    assert refusal(write, machine, "memory32/state", "online_movable") == "EBUSY"
+    device.removing = False
+    write(machine, "memory32/state", "online_movable")
+    assert device.unbind() is False
+    assert blocks(machine) == {32: "online"}
+    write(machine, "memory32/state", "offline")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_block_that_is_not_known_as_offline_may_not_come_online(boot: Boot, rules: Rules) -> None:
+    """Somebody has added memory into the region behind the driver's back."""
+    machine = guest(boot, rules, "offline")
+    VirtioMem(machine, 1, ROOM, GIB)
+    machine.add_memory_driver_managed(1, ROOM, BLOCK, "System RAM (someone)")
+    assert refusal(write, machine, "memory32/state", "online") == "EPERM"
+
+
+# -- big blocks
+
+
+@REAL
+@pytest.mark.fact("10.7", "6.9")
+def test_devices_with_large_blocks_plug_big_blocks(boot: Boot, rules: Rules) -> None:
+    """256 MiB here, two memory blocks; the group's unit is that, and a unit stays together under auto-movable."""
+    machine = guest(boot, rules, "online", online_policy="auto-movable", auto_movable_numa_aware="n")
+    device = VirtioMem(machine, 1, ROOM, 2 * GIB, block_size=256 * MIB)
+    assert isinstance(device.mode, BigBlocks)
+    assert want(device, GIB) == "ok"
+    [group] = machine.groups
+    assert (group.unit_pages, len(blocks(machine)), machine.zone(1, "Movable").present) == (65536, 8, 262144)
+    assert want(device, 512 * MIB) == "ok"
+    assert sorted(blocks(machine)) == [32, 33, 34, 35]
+    assert (device.unbind(), want(VirtioMem(machine, 1, 2 * ROOM, GIB, block_size=GIB), GIB)) == (False, "ok")
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_big_blocks_that_are_offline_go_first_then_movable_ones(boot: Boot, rules: Rules) -> None:
+    """Then the others; of equals the highest."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, 2 * GIB, block_size=128 * MIB)
+    want(device, 640 * MIB)
+    for number, word in [(32, "online_movable"), (33, "online_kernel"), (35, "online_movable"), (36, "online_kernel")]:
+        write(machine, f"memory{number}/state", word)
+    order = []
+    for size in (512, 384, 256, 128, 0):
+        before = set(blocks(machine))
+        assert want(device, size * MIB) == "ok"
+        order += sorted(before - set(blocks(machine)))
+    assert order == [34, 35, 32, 36, 33]
+
+
+@REAL
+@pytest.mark.fact("10.7", "7.8")
+def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules) -> None:
+    """All its pages are taken first, so a busy one costs no offline; a refusal gives them back."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+    want(device, 256 * MIB)
+    held = machine.alloc_pages(10, blocks=[33])
+    machine.pages.pin(held)
+    before = snapshot(machine, files=False)
+    assert want(device, 0) == "EBUSY"
+    assert snapshot(machine, files=False) == before
+    machine.pages.unpin(held)
+    kept = refuse(machine, MEM_GOING_OFFLINE, 33)
+    total = machine.memory_total
+    device.timer_expired()
+    assert device.work() == "EPERM"
+    assert (machine.memory_total, blocks(machine)) == (total, {32: "online", 33: "online"})
+    machine.free_pages(machine.alloc_pages(65526, blocks=[32, 33]))
+    kept.clear()
+    assert refuse(machine, MEM_GOING_ONLINE) == []
+
+
+# -- bad input
+
+
+def test_malformed_devices_and_requests_are_refused(boot: Boot) -> None:
+    """Sizes that don't fit, a region that is taken, and a second owner of the online-page callback."""
+    machine = guest(boot)
+    for start, size, unit in [
+        (ROOM + 4096, GIB, 2 * MIB),
+        (ROOM, MIB, 2 * MIB),
+        (ROOM, 0, 2 * MIB),
+        (ROOM, GIB, 3 * MIB),
+        (ROOM, GIB, 512),
+    ]:
+        with pytest.raises(InvalidInput, match="virtio-mem"):
+            VirtioMem(machine, 1, start, size, block_size=unit)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    for size in (-1, MIB, 2 * GIB):
+        with pytest.raises(InvalidInput, match="requested"):
+            device.request(size)
+    assert refusal(XenBalloon, machine) == "EINVAL"
+    assert device.unbind() is True
+    before = snapshot(machine)
+    assert [refusal(VirtioMem, machine, *place) for place in [(1, 1 << 46, GIB), (1, 0, GIB), (7, ROOM, GIB)]] == [
+        "EEXIST",
+        "EEXIST",
+        "EINVAL",
+    ]
+    XenBalloon(machine)
+    assert refusal(VirtioMem, machine, 1, ROOM, GIB) == "EINVAL"
+    assert (snapshot(machine), list(machine.groups)) == (before, [])
