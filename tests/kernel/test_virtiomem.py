@@ -423,3 +423,18 @@ def test_malformed_devices_and_requests_are_refused(boot: Boot) -> None:
     XenBalloon(machine)
     assert refusal(VirtioMem, machine, 1, ROOM, GIB) == "EINVAL"
     assert (snapshot(machine), list(machine.groups)) == (before, [])
+
+
+@pytest.mark.fact("10.7", "7.4")
+def test_pages_that_were_allocated_one_by_one_move_too(boot: Boot) -> None:
+    """Single pages leave a sub-block for another block; pinned ones keep theirs."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    pages = machine.pages.alloc_pages_bulk(1000, 0, node=1, owner="cache")
+    assert pages.blocks == [32]
+    machine.pages.pin(pages)
+    assert (want(device, 0), list(plugged(device))) == ("EBUSY", [32])
+    machine.pages.unpin(pages)
+    device.timer_expired()
+    assert (device.work(), blocks(machine), pages.nr_pages) == ("ok", {}, 1000)

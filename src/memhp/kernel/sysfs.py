@@ -191,8 +191,8 @@ class SysfsTree:
         numbered = _NUMBERED.get(here.rpartition("/")[0])
         if numbered is not None and (directory := numbered(machine, place[-1])) is not None:
             return directory
-        if here.startswith(f"{NODE}/") and (deeper := _below_node(machine, place[NODE.count("/") :])) is not None:
-            return deeper
+        if here.startswith(f"{NODE}/") and (below_node := _below_node(machine, tuple(place[NODE.count("/") :]))) is not None:
+            return below_node
         below = self.below(here)
         if not below:
             raise HotplugError(errno.ENOENT, f"there is no {path}")
@@ -315,17 +315,13 @@ def _block_directory(machine: Machine, block: MemoryBlock) -> Directory:
 # -- nodes
 
 
-def _registered_node(machine: Machine, name: str) -> Node | None:
+def _node_named(machine: Machine, name: str) -> Node | None:
     match = re.fullmatch(r"node(0|[1-9]\d*)", name)
     node = machine.nodes.get(int(match[1])) if match else None
     return node if node is not None and node.registered else None
 
 
-def _node_directory(machine: Machine, name: str) -> Directory | None:
-    node = _registered_node(machine, name)
-    if node is None:
-        return None
-
+def _node_directory(machine: Machine, node: Node) -> Directory:
     def links() -> dict[str, str]:
         blocks = {block.name: f"../../memory/{block.name}" for block in node.linked.copy().values()}
         cpus = {f"cpu{number}": f"../../cpu/cpu{number}" for number in node.cpus}
@@ -343,12 +339,13 @@ _BELOW_NODE: dict[tuple[str, ...], tuple[dict[str, Attribute], tuple[str, ...]]]
 }
 
 
-def _below_node(machine: Machine, place: Sequence[str]) -> Directory | None:
-    node = _registered_node(machine, place[0])
-    found = _BELOW_NODE.get(tuple(place[1:]))
-    if node is None or found is None:
+def _below_node(machine: Machine, place: tuple[str, ...]) -> Directory | None:
+    node = _node_named(machine, place[0])
+    if node is None or place[1:] not in {(), *_BELOW_NODE}:
         return None
-    files, names = found
+    if place[1:] == ():
+        return _node_directory(machine, node)
+    files, names = _BELOW_NODE[place[1:]]
     return Directory(node, files, lambda: dict.fromkeys(names))
 
 
@@ -436,7 +433,6 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
 
 _NUMBERED: dict[str, Callable[[Machine, str], Directory | None]] = {
     MEMORY: _named_block_directory,
-    NODE: _node_directory,
     CPU: _cpu_directory,
     FIRMWARE_MEMMAP: _entry_directory,
 }
