@@ -44,6 +44,14 @@ class Scene:
             raise InvalidInput(name, "thread: name", "a name that no other thread of the scene has")
         self.threads.append((name, functools.partial(function, *args, **kwargs)))
 
+    def task(self, name: str) -> Task:
+        """Give the task of a thread, for a signal; of use inside of threads only."""
+        fibers = [] if self.execution is None else self.execution.fibers
+        for fiber in fibers:
+            if fiber.name == name:
+                return fiber.task
+        raise InvalidInput(name, "task: name", f"one of {', '.join(fiber.name for fiber in fibers) or 'no threads yet'}")
+
     def at_end(self, check: Callable[[], object]) -> Callable[[], object]:
         """Check something when every thread has ended: it must not raise, nor return False. Works as a decorator."""
         self.checks.append(check)

@@ -12,6 +12,7 @@ from memhp.errors import InvalidInput
 from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
 from memhp.explore.fields import Declared, Guards, installed
 from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
+from memhp.explore.happens import History
 from memhp.explore.ops import letter_of
 from memhp.explore.registry import Registry
 from memhp.explore.scene import Scene
@@ -156,6 +157,7 @@ class _Pass:
             self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
         )
         scene.execution = execution
+        self.guards.begin()
         self._watch(execution)
         self._watchdog.look_at(execution)
         try:
@@ -167,6 +169,8 @@ class _Pass:
             self._watch(None)
         if not execution.fibers:
             raise InvalidInput(self.played.name, "explore", "a scene that starts at least one thread")
+        _give_clocks(execution)
+        self.guards.compare(execution)
         for dep in scene.deps:
             for report in dep.reports:
                 self._orders.setdefault(report.classes, str(report))
@@ -300,6 +304,14 @@ class _Pass:
             else:
                 outcome = f"not reproduced, {result.scope}"
             result.lock_orders.append(LockOrder(classes, text, outcome, schedule))
+
+
+def _give_clocks(execution: Execution) -> None:
+    # Strategies that look for races have done it.
+    if execution.trace and not execution.trace[-1].clock:
+        history = History(len(execution.fibers))
+        for step in execution.trace:
+            history.add(step)
 
 
 def cycle(blocked: Sequence[Blocked]) -> list[Blocked]:
