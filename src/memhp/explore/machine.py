@@ -16,13 +16,14 @@ from memhp.kernel.boot import Parameters
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroup, MemoryGroups
+from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import Resource
-from memhp.kernel.pages import Allocation, Pages
+from memhp.kernel.pages import Pages
 from memhp.kernel.zones import Node, Zone
 from memhp.locking import Task
 from memhp.notifier import NotifierBlock, NotifierChain
 
-__all__ = ["FIELDS", "UNDECLARED"]
+__all__ = ["FIELDS", "REACHED_THROUGH_OTHERS", "UNDECLARED"]
 
 
 def _fields(owner: type, label: Callable[[Any], str], names: str, in_place: str = "") -> Iterator[Declared]:
@@ -50,8 +51,9 @@ FIELDS = (
     *_fields(FirmwareMap, lambda entries: "firmware map", "_entries _next"),
     *_fields(MemoryGroups, lambda groups: "memory groups", "_groups"),
     *_fields(MemoryGroup, lambda group: f"memory group {group.id}", "present_kernel_pages present_movable_pages", "blocks"),
-    *_fields(Pages, lambda pages: "pages", "generation"),
-    *_fields(Allocation, lambda pages: f"pages of {pages.owner or 'somebody'}", "pins freed", "extents"),
+    *_fields(Pages, lambda pages: "pages", "generation", "_buddy _chunks"),
+    *_fields(Holding, lambda pages: f"pages of {pages.owner or 'somebody'}", "pins freed"),
+    *_fields(Allocation, lambda pages: f"pages of {pages.owner or 'somebody'}", "", "extents"),
     *_fields(
         Parameters,
         lambda parameters: "memory_hotplug",
@@ -67,6 +69,9 @@ FIELDS = (
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
 
+REACHED_THROUGH_OTHERS = ("buddy.py", "chunks.py", "pagemap.py")
+"""Modules whose objects are reached through declared fields alone, each of which counts as written by whoever gets it."""
+
 UNDECLARED = {
     "deferred": "of the task itself",
     "errors": "counted, and looked at by people",
@@ -76,6 +81,8 @@ UNDECLARED = {
     "callback cause": "of an answer that its maker alone has",
     "early ram nodes movable_node memmap_on_memory acpi five_level_paging physical_bits slots": "only while it boots",
     "_mounted": "only while it boots",
+    "active": "set when the node is registered, before anybody knows it",
+    "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",
     "firmware_map": "an object with fields of its own, which are declared",
     "_idle": "the same for ever on a chain that is explored",
     "leaving migratetype order": "of a census that its maker alone has",
