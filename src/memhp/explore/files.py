@@ -66,9 +66,10 @@ def _functions(path: Path, wanted: str) -> dict[str, Build]:
 
 
 def _makes_a_scene(function: Any) -> bool:
+    # Others may have defaults; a helper that passes keywords on is no scene.
     parameters = list(inspect.signature(function).parameters.values())
-    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    return [one.name for one in needed] == ["scene"]
+    needed = [one.name for one in parameters if one.default is one.empty]
+    return needed == ["scene"]
 
 
 def _module(path: Path) -> ModuleType:

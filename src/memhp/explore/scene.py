@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from memhp.errors import InvalidInput
-from memhp.kernel import Machine
 from memhp.locking import Lockdep, switch
 from memhp.locking.switch import Op, Task
 
 if TYPE_CHECKING:
     from memhp.explore.execution import Execution
+    from memhp.kernel import Machine
 
 __all__ = ["Cell", "Invariant", "Scene"]
 
@@ -71,6 +71,8 @@ class Scene:
 
     def boot(self, *args: Any, **kwargs: Any) -> Machine:
         """Boot a machine that lockdep watches; what it reports is compared with what the search finds."""
+        from memhp.kernel import Machine  # noqa: PLC0415 - locks alone can be explored without it
+
         machine = Machine.boot(*args, **{"lockdep": True, **kwargs})
         self.watch(machine.dep)
         return machine

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from memhp.errors import InvalidInput
 from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
@@ -51,7 +51,7 @@ class Played:
     Attributes:
         build: the scene's function.
         name: of the scene.
-        table: the declared fields.
+        table: gives the declared fields; an execution may import what declares more.
         left_out: threads that are not started.
         shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
         everything: go on after a finding.
@@ -61,8 +61,8 @@ class Played:
 
     build: Build
     name: str
-    table: Sequence[Declared] = ()
-    limits: Limits = field(default_factory=Limits)
+    table: Callable[[], Sequence[Declared]]
+    limits: Limits
     left_out: frozenset[int] = frozenset()
     shared: frozenset[int] = frozenset()
     everything: bool = False
@@ -76,15 +76,15 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
     begin = time.monotonic()
     while True:
         strategy = make()
-        guards = Guards(played.table, played.shared)
+        guards = Guards(played.table(), played.shared)
         with _silence(), watching(played.limits.patience) as watchdog, installed(guards) as watch:
             one = _Pass(played, strategy, guards, watchdog, watch, begin)
             one.run()
-        if not guards.found <= played.shared:
+        if not guards.found <= played.shared or len(played.table()) != len(guards.table):
             played.shared |= guards.found
             if not one.result.limit and time.monotonic() - begin < played.limits.seconds:
                 continue
-        one.result.shared = tuple(str(played.table[position]) for position in sorted(played.shared))
+        one.result.shared = tuple(str(guards.table[position]) for position in sorted(played.shared))
         one.result.seconds = time.monotonic() - begin
         return one.result
 
@@ -132,7 +132,7 @@ class _Pass:
             if self._at_limit():
                 break
             execution = self._play(self.strategy)
-            if not self.guards.found <= self.guards.shared:
+            if not self.guards.found <= self.guards.shared or len(self.played.table()) != len(self.guards.table):
                 return  # a new beginning
             if execution is None or not self._judge(execution):
                 break
