@@ -31,7 +31,8 @@ class Invariant:
 class Scene:
     """What one execution consists of; the explored function gets a new one each time, and must make everything anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Lockdep | None = None) -> None:
+        self._shared = shared
         self.threads: list[tuple[str, Callable[[], Any]]] = []
         self.checks: list[Callable[[], object]] = []
         self.invariants: list[Invariant] = []
@@ -73,12 +74,16 @@ class Scene:
         """Boot a machine that lockdep watches; what it reports is compared with what the search finds."""
         from memhp.kernel import Machine  # noqa: PLC0415 - locks alone can be explored without it
 
-        machine = Machine.boot(*args, **{"lockdep": True, **kwargs})
-        self.watch(machine.dep)
-        return machine
+        return Machine.boot(*args, **{"lockdep": self.lockdep(), **kwargs})
+
+    def lockdep(self) -> Lockdep:
+        """Give a lockdep for a machine, or for locks: the first is the same in all executions, so it sees orders of them all."""
+        dep, self._shared = self._shared or Lockdep(), None
+        self.watch(dep)
+        return dep
 
     def watch(self, dep: Lockdep | None) -> None:
-        """Compare the reports of a lockdep of this execution with what the search finds."""
+        """Compare the reports of a lockdep with what the search finds."""
         if dep is not None:
             self.deps.append(dep)
 

@@ -20,6 +20,7 @@ from memhp.explore.schedule import checksum, encode
 from memhp.explore.strategies import Strategy
 from memhp.explore.strategies.replay import Replay, Turn
 from memhp.explore.watchdog import Stuck, Watchdog, watching
+from memhp.locking import Lockdep
 
 __all__ = ["Build", "Limits", "Played", "cycle", "search"]
 
@@ -120,6 +121,7 @@ class _Pass:
         self.guards = guards
         self.result = Result(played.name, strategy.name, strategy.promise)
         self._registry = Registry()
+        self._dep = Lockdep()
         self._watchdog = watchdog
         self._watch = watch
         self._begin = begin
@@ -152,7 +154,8 @@ class _Pass:
         return bool(result.limit)
 
     def _play(self, strategy: Strategy) -> Execution | None:
-        scene = Scene()
+        self._dep.next_run()
+        scene = Scene(self._dep)
         execution = Execution(
             self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
         )
