@@ -223,6 +223,7 @@ class NotifierChain:
         self._observers: tuple[Callable[[Call], None], ...] = ()
         # The look before the lock saves time and changes nothing; a scheduler is better off without it.
         self._explored = controlled()
+        self._idle = not self._explored
 
     def __repr__(self) -> str:
         return f"<NotifierChain {self.name}: {', '.join(map(str, self._blocks)) or 'empty'}>"
@@ -301,6 +302,7 @@ class NotifierChain:
             self._entries = tuple((self._observed(block), block) for block in self._blocks)
         else:
             self._entries = tuple((block.callback, block) for block in self._blocks)
+        self._idle = not self._entries and not self._explored
 
     def _observed(self, block: NotifierBlock) -> Callback:
         observers = self._observers
@@ -330,7 +332,7 @@ class NotifierChain:
 
         Other than DONE and OK, the answer says in ``callback`` whose it is.
         """
-        if not self._entries and not self._explored:
+        if self._idle:
             return NOTIFY_DONE
         answer = NOTIFY_DONE
         block: NotifierBlock | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
-from bench.peers import FAST, Peer, casrot, mpc, pi
+from bench.peers import FAST, LONG, Peer, casrot, mpc, pi
 
 from memhp.explore import Scene, explore
 from memhp.explore import happens as happening
@@ -220,3 +221,10 @@ def test_a_missing_pair_loses_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count(reader_and_writer, Brute) > count(reader_and_writer) == 2
     use(monkeypatch, relation((READ_ACQUIRE, BLOCK, 0), (BLOCK, READ_ACQUIRE, 0)))
     assert count(reader_and_writer) < 2
+
+
+def test_the_documentation_has_the_published_numbers() -> None:
+    """Each program stands in the table with the number that is tested here, or measured by the benchmark."""
+    page = (Path(__file__).parents[2] / "docs" / "explore.md").read_text(encoding="utf-8")
+    rows = [f"| {peer.name} | {peer.classes:,} | {peer.source} | {peer.classes:,} |" for peer in (*FAST, *LONG)]
+    assert [row for row in rows if row not in page.splitlines()] == []

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memhp import DeadlockError, InvalidInput
 from memhp.explore import Finding, Kind, Limits, Scene, Verdict, declare, explore, replay
+from memhp.explore.ops import CHOOSE
+from memhp.explore.schedule import Schedule, encode, parse
 from memhp.explore.strategies.chance import Chance
 from memhp.explore.strategies.pct import Pct
 from memhp.explore.timeline import timeline
@@ -482,3 +486,82 @@ def test_a_seed_gives_the_same_executions_each_time(make: Any) -> None:
         traces.append(explore(abba, strategy=lambda: make(30, seed=7), everything=True, smaller=False).steps)
         seen.clear()
     assert traces[0] == traces[1]
+
+
+# -- lockdep
+
+
+def one_after_the_other(scene: Scene, *, wait: bool) -> None:
+    dep = scene.lockdep()
+    a, b, queue, flag = Mutex("a", dep), Mutex("b", dep), WaitQueue("queue"), scene.cell("done", False)
+
+    def first() -> None:
+        with a, b:
+            pass
+        flag.set(True)
+        queue.wake_up()
+
+    def second() -> None:
+        if wait:
+            queue.wait_interruptible(flag.get)
+        with b, a:
+            pass
+
+    scene.thread("first", first)
+    scene.thread("second", second)
+
+
+def test_a_lock_order_that_deadlocks_is_confirmed() -> None:
+    """lockdep saw the two orders, the search has the schedule."""
+    result = explore(lambda scene: one_after_the_other(scene, wait=False), name="at once", everything=True)
+    (order,) = result.lock_orders
+    assert set(order.classes) == {"a", "b"}
+    assert order.outcome == f"confirmed, it deadlocks: {order.schedule}"
+    assert order.schedule.startswith("mhx1:at once:0:")
+
+
+def test_a_lock_order_that_can_not_deadlock_here_is_not_reproduced() -> None:
+    """The second thread waits for the first: lockdep can't know, and it is a failure all the same until somebody says so."""
+    result = explore(lambda scene: one_after_the_other(scene, wait=True), name="in turn")
+    (order,) = result.lock_orders
+    assert (result.verdict, result.findings, order.schedule) == (Verdict.FAILS, [], "")
+    assert order.outcome.startswith("not reproduced, complete (optimal): ")
+
+
+def test_lockdep_sees_orders_of_different_executions_together() -> None:
+    """No single execution has both: which order the one thread takes depends on who came first."""
+
+    def scene_of(scene: Scene) -> None:
+        dep = scene.lockdep()
+        a, b, flag = Mutex("a", dep), Mutex("b", dep), scene.cell("flag", False)
+
+        def either() -> None:
+            first, second = (b, a) if flag.get() else (a, b)
+            with first, second:
+                pass
+
+        scene.thread("either", either)
+        scene.thread("setter", flag.set, True)
+
+    result = explore(scene_of)
+    assert [(set(order.classes), order.outcome.split(",")[0]) for order in result.lock_orders] == [({"a", "b"}, "not reproduced")]
+
+
+# -- schedule strings
+
+
+@given(
+    shared=st.frozensets(st.integers(0, 80)),
+    left_out=st.frozensets(st.integers(0, 800)),
+    turns=st.lists(
+        st.tuples(st.integers(0, 800), st.integers(0, CHOOSE - 1), st.just(-1))
+        | st.tuples(st.integers(0, 800), st.just(CHOOSE), st.integers(0, 99))
+    ),
+)
+def test_a_schedule_is_read_as_it_was_written(
+    shared: frozenset[int], left_out: frozenset[int], turns: list[tuple[int, int, int]]
+) -> None:
+    """Whatever threads, steps and choices there are."""
+    text = encode("scene", shared, left_out, turns, "never ends", "0123abcd")
+    assert parse(text, "scene") == Schedule("scene", shared, left_out, tuple(turns), "never ends", "0123abcd")
+    assert " " not in text

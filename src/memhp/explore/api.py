@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable
 
 from memhp.errors import InvalidInput
-from memhp.explore.fields import declared
+from memhp.explore.fields import Declared, declared
 from memhp.explore.findings import Finding, Kind, Result
-from memhp.explore.machine import FIELDS
-from memhp.explore.minimise import smaller as made_smaller
 from memhp.explore.schedule import Schedule, parse
 from memhp.explore.search import Build, Limits, Played, search
 from memhp.explore.strategies import Strategy
-from memhp.explore.strategies.brute import Brute
-from memhp.explore.strategies.chance import Chance
-from memhp.explore.strategies.optimal import Optimal
-from memhp.explore.strategies.pct import Pct
 from memhp.explore.strategies.replay import Replay
-from memhp.explore.strategies.source import Source
 
 __all__ = ["STRATEGIES", "explore", "replay", "strategy_named"]
 
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "optimal": Optimal,
-    "source": Source,
-    "brute": Brute,
-    "bounded": lambda: Brute(preemptions=2),
-    "random": Chance,
-    "pct": Pct,
+STRATEGIES: dict[str, tuple[str, str, dict[str, int]]] = {
+    "optimal": ("optimal", "Optimal", {}),
+    "source": ("source", "Source", {}),
+    "brute": ("brute", "Brute", {}),
+    "bounded": ("brute", "Brute", {"preemptions": 2}),
+    "random": ("chance", "Chance", {}),
+    "pct": ("pct", "Pct", {}),
 }
+"""Module, class and arguments of each; the module is imported when it is asked for."""
 
 
 def strategy_named(name: str) -> Callable[[], Strategy]:
@@ -37,10 +34,11 @@ def strategy_named(name: str) -> Callable[[], Strategy]:
     Raises:
         InvalidInput: there is none.
     """
-    try:
-        return STRATEGIES[name]
-    except KeyError:
-        raise InvalidInput(name, "strategy", f"one of {', '.join(STRATEGIES)}") from None
+    if name not in STRATEGIES:
+        raise InvalidInput(name, "strategy", f"one of {', '.join(STRATEGIES)}")
+    module, kind, arguments = STRATEGIES[name]
+    found: Callable[..., Strategy] = getattr(importlib.import_module(f"memhp.explore.strategies.{module}"), kind)
+    return functools.partial(found, **arguments)
 
 
 def explore(
@@ -70,6 +68,8 @@ def explore(
     played.everything = everything
     result = search(played, make)
     if result.findings and smaller:
+        from memhp.explore.minimise import smaller as made_smaller  # noqa: PLC0415 - only who has a finding needs it
+
         result.findings[0] = made_smaller(played, result.findings[0])
     return result
 
@@ -106,4 +106,13 @@ def _compare(result: Result, said: Schedule) -> None:
 
 def _played(build: Build, name: str, limits: Limits) -> Played:
     called = name or str(getattr(build, "__name__", type(build).__name__))
-    return Played(build, called.replace(":", "_"), (*FIELDS, *declared()), limits)
+    return Played(build, called.replace(":", "_"), _table, limits)
+
+
+def _table() -> tuple[Declared, ...]:
+    # A machine's fields are of interest when there is one.
+    if "memhp.kernel.machine" not in sys.modules:
+        return declared()
+    from memhp.explore.machine import FIELDS  # noqa: PLC0415
+
+    return (*FIELDS, *declared())

@@ -16,7 +16,7 @@ from greenlet import getcurrent, greenlet
 
 from memhp.explore.ops import CAN_WAIT, CHOOSE, DEPENDENT, FAILED, KINDS, NAMES
 from memhp.locking import switch
-from memhp.locking.switch import Held, Op, Task, Waitable
+from memhp.locking.switch import Op, Task, Waitable
 
 if TYPE_CHECKING:
     from memhp.explore.registry import Registry
@@ -244,10 +244,6 @@ class Execution:
     def touch(self, name: str, *, write: bool) -> None:
         """Announce an access to a shared variable that no lock guards."""
         self.point(Op.WRITE if write else Op.READ, _Variable(name))
-
-    def held(self) -> list[Held]:
-        """Give the locks of the task that runs."""
-        return [] if self.running is None else self.running.task.held
 
     def _give_up(self) -> None:
         # The locks of an abandoned task are undone by its own code, but it may also go round in circles there.

@@ -1,9 +1,11 @@
-"""Fields that threads share, and the locks that guard them: found out, not believed.
+"""Fields that threads share: which of them are ordered by other steps, and which are not. Found out, not believed.
 
-A field that one lock always guards needs no steps of its own: the steps of the lock order every access. So each access of
-each execution is watched as Eraser does it (Savage and others, 1997): the locks held at all of them are intersected. When
-nothing is left, the field becomes a shared variable, each access to it a step, and the search begins anew. The search that
-ends without such a surprise has seen every access guarded or ordered.
+A field needs no steps of its own where those of locks order every access to it, as they do if one lock always guards it. So
+at the end of each execution the accesses are compared: of two by different threads, one of which writes, one must have
+happened before the other (after its thread's next step, not only after the step before the access). Where that isn't so,
+the field becomes a shared variable, each access to it a step, and the search begins anew. All executions of a class have
+the same order, so the search that ends without such a surprise has seen every access ordered in every execution. It does
+not rely on locks doing what they should.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memhp.explore.execution import Execution
+from memhp.explore.execution import Execution, Fiber
 from memhp.locking.switch import Mode
 
 __all__ = ["Declared", "Guards", "declare", "installed"]
@@ -39,22 +41,16 @@ class Declared:
         return f"{self.owner.__name__}.{self.name}"
 
 
-class _Use:
-    # What is known of the accesses to one field of one object, in all executions.
-    __slots__ = ("locks", "tasks", "written")
-
-    def __init__(self) -> None:
-        self.locks: set[str] | None = None
-        self.tasks: set[str] = set()
-        self.written = False
+Access = tuple[str, int, int, bool]
+"""Field of an object, number of the task, its step before the access, whether it writes."""
 
 
 class Guards:
-    """Which declared fields are shared variables, and what guards the others.
+    """Which declared fields are shared variables.
 
     Attributes:
         shared: positions, in the table, of the fields that are shared variables.
-        found: positions of those of which an access showed that no lock guards them.
+        found: positions of those of which two accesses were not ordered.
     """
 
     def __init__(self, table: Sequence[Declared], shared: frozenset[int]) -> None:
@@ -63,29 +59,47 @@ class Guards:
         self.found: set[int] = set()
         self.observed: dict[str, set[str]] = {}
         """Of each field that an invariant read, the names of the locks at whose release it did."""
-        self._uses: dict[str, _Use] = {}
+        self._accesses: dict[Access, int] = {}
+        self._locks: dict[str, set[str]] = {}
 
-    def note(self, position: int, key: str, execution: Execution, *, write: bool) -> None:
+    def begin(self) -> None:
+        """Forget the accesses of the execution before."""
+        self._accesses.clear()
+
+    def note(self, position: int, key: str, execution: Execution, fiber: Fiber, *, write: bool) -> None:
         """Take note of one access by the task that runs."""
-        use = self._uses.get(key)
-        if use is None:
-            use = self._uses[key] = _Use()
-        held = execution.held()
-        locks = {one.lock.name for one in held if one.mode is Mode.WRITE or not write}
-        use.locks = locks if use.locks is None else use.locks & locks
-        use.tasks.add(execution.current().name)
-        use.written |= write
-        if not use.locks and use.written and len(use.tasks) > 1:
-            self.found.add(position)
+        self._accesses[key, fiber.index, fiber.steps, write] = position
+        if execution.scene.invariants:
+            locks = {one.lock.name for one in fiber.task.held if one.mode is Mode.WRITE or not write}
+            self._locks[key] = self._locks[key] & locks if key in self._locks else locks
+
+    def compare(self, execution: Execution) -> None:
+        """Look for accesses that are not ordered; the steps of the execution have their clocks."""
+        if not self._accesses:
+            return
+        clocks: list[list[list[int]]] = [[[0] * len(execution.fibers)] for _ in execution.fibers]
+        for step in execution.trace:
+            clocks[step.task].append(step.clock)
+        writes: dict[str, tuple[int, int]] = {}
+        reads: dict[str, dict[int, int]] = {}
+        for (key, task, step_before, write), position in self._accesses.items():
+            clock = clocks[task][step_before]
+            before = [writes[key]] if key in writes else []
+            if write:
+                before += reads.get(key, {}).items()
+                writes[key], reads[key] = (task, step_before), {}
+            else:
+                reads.setdefault(key, {})[task] = step_before
+            if any(other != task and clock[other] <= index for other, index in before):
+                self.found.add(position)
 
     def unguarded(self) -> list[str]:
         """Name the fields that an invariant read at the release of a lock that doesn't guard them."""
-        bad = []
-        for key, locks in self.observed.items():
-            use = self._uses.get(key)
-            if use is not None and use.written and not locks <= (use.locks or set()):
-                bad.append(f"{key} (guarded by {' and '.join(sorted(use.locks or ())) or 'nothing'})")
-        return bad
+        return [
+            f"{key} (guarded by {' and '.join(sorted(self._locks[key])) or 'nothing'})"
+            for key, locks in self.observed.items()
+            if key in self._locks and not locks <= self._locks[key]
+        ]
 
 
 class _Watched:
@@ -131,7 +145,7 @@ class _Watched:
         if self._position in guards.shared:
             execution.touch(key, write=write)
         else:
-            guards.note(self._position, key, execution, write=write)
+            guards.note(self._position, key, execution, execution.running, write=write)
 
 
 _at_work: tuple[Execution | None, Guards | None] = (None, None)

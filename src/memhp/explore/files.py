@@ -66,9 +66,10 @@ def _functions(path: Path, wanted: str) -> dict[str, Build]:
 
 
 def _makes_a_scene(function: Any) -> bool:
+    # Others may have defaults; a helper that passes keywords on is no scene.
     parameters = list(inspect.signature(function).parameters.values())
-    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    return [one.name for one in needed] == ["scene"]
+    needed = [one.name for one in parameters if one.default is one.empty]
+    return needed == ["scene"]
 
 
 def _module(path: Path) -> ModuleType:
@@ -106,8 +107,7 @@ class _Stage:
     # One execution of a scenario: what comes before the first thread is done at once, the rest in threads.
     def __init__(self, scenario: Scenario, scene: Scene) -> None:
         self._scenario = scenario
-        self.machine = self._boot()
-        scene.watch(self.machine.dep)
+        self.machine = self._boot(scene)
         holdings = Holdings(self.machine)
         blocks = {spec.name: self._block(spec, holdings) for spec in scenario.callbacks}
         self._actor = Actor(self.machine, holdings, _Crew(scene), blocks, scenario.file)  # type: ignore[arg-type]
@@ -122,9 +122,10 @@ class _Stage:
             scene.thread(name, self._play, [step for step in steps[first:] if (step.thread or _MAIN) == name])
         scene.at_end(self._check)
 
-    def _boot(self) -> Machine:
+    def _boot(self, scene: Scene) -> Machine:
         spec = self._scenario.machine
-        options: dict[str, Any] = {"rules": spec.rules, "device_hotplug_lock": spec.device_hotplug_lock, "lockdep": True}
+        options: dict[str, Any] = {"rules": spec.rules, "device_hotplug_lock": spec.device_hotplug_lock}
+        options["lockdep"] = scene.lockdep()
         if not spec.source:
             return Machine.boot(**spec.description, **options)
         tree = DirTree(Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source)

@@ -1,46 +1,92 @@
-"""The fields of the modelled machine that threads share; docs/explore.md says what that is for."""
+"""The fields of the modelled machine that threads share; docs/explore.md says what that is for.
+
+Positions in :data:`FIELDS` stand in schedule strings: new fields go to the end.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from memhp.explore.fields import Declared
 from memhp.kernel import Machine
 from memhp.kernel.acpi import AcpiMemory, Dimm, MemoryDevice
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.boot import Parameters
-from memhp.kernel.iomem import Iomem
+from memhp.kernel.error_inject import Modules
+from memhp.kernel.firmwaremap import FirmwareMap
+from memhp.kernel.groups import MemoryGroup, MemoryGroups
+from memhp.kernel.holdings import Allocation, Holding
+from memhp.kernel.iomem import Resource
 from memhp.kernel.pages import Pages
 from memhp.kernel.zones import Node, Zone
 from memhp.locking import Task
+from memhp.notifier import NotifierBlock, NotifierChain
 
-__all__ = ["FIELDS"]
+__all__ = ["FIELDS", "REACHED_THROUGH_OTHERS", "UNDECLARED"]
 
 
-def _zone(zone: Zone) -> str:
-    return f"node{zone.nid}/{zone.type.label}"
+def _fields(owner: type, label: Callable[[Any], str], names: str, in_place: str = "") -> Iterator[Declared]:
+    # What is changed in place counts as written by whoever gets it.
+    yield from (Declared(owner, name, label) for name in names.split())
+    yield from (Declared(owner, name, label, container=True) for name in in_place.split())
 
 
 FIELDS = (
-    *(Declared(Machine, name, lambda machine: "machine") for name in ("blocks", "node_states", "drivers_autoprobe")),
-    *(Declared(Machine, name, lambda machine: "machine", container=True) for name in ("firmware_map", "power_control")),
-    *(
-        Declared(MemoryBlock, name, lambda block: f"memory{block.id}")
-        for name in ("state", "offline", "online_type", "zone", "present", "isolated", "removed", "firmware_node")
+    *_fields(Machine, lambda machine: "machine", "blocks node_states drivers_autoprobe", "power_control"),
+    *_fields(
+        MemoryBlock,
+        lambda block: f"memory{block.id}",
+        "state offline online_type zone present isolated removed firmware_node group altmap_pages inaccessible",
+        "used poisoned",
     ),
-    *(Declared(MemoryBlock, name, lambda block: f"memory{block.id}", container=True) for name in ("used", "poisoned")),
-    *(Declared(Zone, name, _zone) for name in ("start_pfn", "spanned", "present", "present_early", "managed")),
-    *(Declared(Zone, name, _zone, container=True) for name in ("blocks", "_ids")),
-    Declared(Node, "registered", lambda node: f"node{node.nid}"),
-    Declared(Node, "linked", lambda node: f"node{node.nid}", container=True),
-    Declared(Iomem, "_resources", lambda iomem: "iomem"),
-    Declared(Pages, "generation", lambda pages: "pages"),
-    *(Declared(MemoryDevice, name, lambda device: device.name) for name in ("dimm", "attached", "seen", "physical_nodes")),
-    *(Declared(Dimm, name, lambda dimm: f"DIMM {dimm.device.name}") for name in ("plugged", "error")),
-    Declared(Dimm, "reports", lambda dimm: f"DIMM {dimm.device.name}", container=True),
-    Declared(AcpiMemory, "enabled", lambda acpi: "acpi"),
-    *(
-        Declared(Parameters, name, lambda parameters: "memory_hotplug")
-        for name in ("auto_online_blocks", "online_policy", "auto_movable_ratio", "auto_movable_numa_aware")
+    *_fields(
+        Zone,
+        lambda zone: f"node{zone.nid}/{zone.type.label}",
+        "start_pfn spanned present present_early managed",
+        "blocks _ids",
     ),
-    Declared(Task, "signals", lambda task: f"signals of {task.name}"),
+    *_fields(Node, lambda node: f"node{node.nid}", "registered", "linked"),
+    *_fields(Resource, lambda resource: "iomem", "children end mergeable"),
+    *_fields(FirmwareMap, lambda entries: "firmware map", "_entries _next"),
+    *_fields(MemoryGroups, lambda groups: "memory groups", "_groups"),
+    *_fields(MemoryGroup, lambda group: f"memory group {group.id}", "present_kernel_pages present_movable_pages", "blocks"),
+    *_fields(Pages, lambda pages: "pages", "generation", "_buddy _chunks"),
+    *_fields(Holding, lambda pages: f"pages of {pages.owner or 'somebody'}", "pins freed"),
+    *_fields(Allocation, lambda pages: f"pages of {pages.owner or 'somebody'}", "", "extents"),
+    *_fields(
+        Parameters,
+        lambda parameters: "memory_hotplug",
+        "auto_online_blocks online_policy auto_movable_ratio auto_movable_numa_aware",
+    ),
+    *_fields(MemoryDevice, lambda device: device.name, "dimm attached seen physical_nodes mgid"),
+    *_fields(Dimm, lambda dimm: f"DIMM in {dimm.device.name}", "plugged error", "reports"),
+    *_fields(AcpiMemory, lambda acpi: "acpi", "enabled"),
+    *_fields(Modules, lambda modules: "modules", "", "_loaded"),
+    *_fields(NotifierChain, lambda chain: chain.name, "_blocks _entries _observers"),
+    *_fields(NotifierBlock, lambda block: f"callback {block.name}", "_chain"),
+    *_fields(Task, lambda task: task.name, "signals"),
 )
-"""Positions in this table stand in schedule strings: a change of it is a new version of them."""
+"""Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
+
+REACHED_THROUGH_OTHERS = ("buddy.py", "chunks.py", "pagemap.py")
+"""Modules whose objects are reached through declared fields alone, each of which counts as written by whoever gets it."""
+
+UNDECLARED = {
+    "deferred": "of the task itself",
+    "errors": "counted, and looked at by people",
+    "_kept _listeners _seqnum": "uevents go out; nothing in the machine reads them",
+    "_device_lock": "made once, whoever needs it first",
+    "_active": "made once, whoever needs it first",
+    "callback cause": "of an answer that its maker alone has",
+    "early ram nodes movable_node memmap_on_memory acpi five_level_paging physical_bits slots": "only while it boots",
+    "_mounted": "only while it boots",
+    "active": "set when the node is registered, before anybody knows it",
+    "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",
+    "firmware_map": "an object with fields of its own, which are declared",
+    "_idle": "the same for ever on a chain that is explored",
+    "leaving migratetype order": "of a census that its maker alone has",
+    "on_park": "of threads, which are not explored",
+    "holders leave values": "modules and what they inject are set up before threads start",
+}
+"""Fields that are changed outside of ``__init__`` and need no watching, each with the reason."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from memhp.errors import InvalidInput
-from memhp.kernel import Machine
 from memhp.locking import Lockdep, switch
 from memhp.locking.switch import Op, Task
 
 if TYPE_CHECKING:
     from memhp.explore.execution import Execution
+    from memhp.kernel import Machine
 
 __all__ = ["Cell", "Invariant", "Scene"]
 
@@ -31,7 +31,8 @@ class Invariant:
 class Scene:
     """What one execution consists of; the explored function gets a new one each time, and must make everything anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Lockdep | None = None) -> None:
+        self._shared = shared
         self.threads: list[tuple[str, Callable[[], Any]]] = []
         self.checks: list[Callable[[], object]] = []
         self.invariants: list[Invariant] = []
@@ -43,6 +44,14 @@ class Scene:
         if any(name == other for other, _ in self.threads):
             raise InvalidInput(name, "thread: name", "a name that no other thread of the scene has")
         self.threads.append((name, functools.partial(function, *args, **kwargs)))
+
+    def task(self, name: str) -> Task:
+        """Give the task of a thread, for a signal; of use inside of threads only."""
+        fibers = [] if self.execution is None else self.execution.fibers
+        for fiber in fibers:
+            if fiber.name == name:
+                return fiber.task
+        raise InvalidInput(name, "task: name", f"one of {', '.join(fiber.name for fiber in fibers) or 'no threads yet'}")
 
     def at_end(self, check: Callable[[], object]) -> Callable[[], object]:
         """Check something when every thread has ended: it must not raise, nor return False. Works as a decorator."""
@@ -63,12 +72,18 @@ class Scene:
 
     def boot(self, *args: Any, **kwargs: Any) -> Machine:
         """Boot a machine that lockdep watches; what it reports is compared with what the search finds."""
-        machine = Machine.boot(*args, **{"lockdep": True, **kwargs})
-        self.watch(machine.dep)
-        return machine
+        from memhp.kernel import Machine  # noqa: PLC0415 - locks alone can be explored without it
+
+        return Machine.boot(*args, **{"lockdep": self.lockdep(), **kwargs})
+
+    def lockdep(self) -> Lockdep:
+        """Give a lockdep for a machine, or for locks: the first is the same in all executions, so it sees orders of them all."""
+        dep, self._shared = self._shared or Lockdep(), None
+        self.watch(dep)
+        return dep
 
     def watch(self, dep: Lockdep | None) -> None:
-        """Compare the reports of a lockdep of this execution with what the search finds."""
+        """Compare the reports of a lockdep with what the search finds."""
         if dep is not None:
             self.deps.append(dep)
 

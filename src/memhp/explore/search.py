@@ -6,12 +6,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from memhp.errors import InvalidInput
 from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
 from memhp.explore.fields import Declared, Guards, installed
 from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
+from memhp.explore.happens import History
 from memhp.explore.ops import letter_of
 from memhp.explore.registry import Registry
 from memhp.explore.scene import Scene
@@ -19,6 +20,7 @@ from memhp.explore.schedule import checksum, encode
 from memhp.explore.strategies import Strategy
 from memhp.explore.strategies.replay import Replay, Turn
 from memhp.explore.watchdog import Stuck, Watchdog, watching
+from memhp.locking import Lockdep
 
 __all__ = ["Build", "Limits", "Played", "cycle", "search"]
 
@@ -50,7 +52,7 @@ class Played:
     Attributes:
         build: the scene's function.
         name: of the scene.
-        table: the declared fields.
+        table: gives the declared fields; an execution may import what declares more.
         left_out: threads that are not started.
         shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
         everything: go on after a finding.
@@ -60,8 +62,8 @@ class Played:
 
     build: Build
     name: str
-    table: Sequence[Declared] = ()
-    limits: Limits = field(default_factory=Limits)
+    table: Callable[[], Sequence[Declared]]
+    limits: Limits
     left_out: frozenset[int] = frozenset()
     shared: frozenset[int] = frozenset()
     everything: bool = False
@@ -75,15 +77,15 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
     begin = time.monotonic()
     while True:
         strategy = make()
-        guards = Guards(played.table, played.shared)
+        guards = Guards(played.table(), played.shared)
         with _silence(), watching(played.limits.patience) as watchdog, installed(guards) as watch:
             one = _Pass(played, strategy, guards, watchdog, watch, begin)
             one.run()
-        if not guards.found <= played.shared:
+        if not guards.found <= played.shared or len(played.table()) != len(guards.table):
             played.shared |= guards.found
             if not one.result.limit and time.monotonic() - begin < played.limits.seconds:
                 continue
-        one.result.shared = tuple(str(played.table[position]) for position in sorted(played.shared))
+        one.result.shared = tuple(str(guards.table[position]) for position in sorted(played.shared))
         one.result.seconds = time.monotonic() - begin
         return one.result
 
@@ -119,6 +121,7 @@ class _Pass:
         self.guards = guards
         self.result = Result(played.name, strategy.name, strategy.promise)
         self._registry = Registry()
+        self._dep = Lockdep()
         self._watchdog = watchdog
         self._watch = watch
         self._begin = begin
@@ -131,7 +134,7 @@ class _Pass:
             if self._at_limit():
                 break
             execution = self._play(self.strategy)
-            if not self.guards.found <= self.guards.shared:
+            if not self.guards.found <= self.guards.shared or len(self.played.table()) != len(self.guards.table):
                 return  # a new beginning
             if execution is None or not self._judge(execution):
                 break
@@ -151,11 +154,13 @@ class _Pass:
         return bool(result.limit)
 
     def _play(self, strategy: Strategy) -> Execution | None:
-        scene = Scene()
+        self._dep.next_run()
+        scene = Scene(self._dep)
         execution = Execution(
             self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
         )
         scene.execution = execution
+        self.guards.begin()
         self._watch(execution)
         self._watchdog.look_at(execution)
         try:
@@ -167,6 +172,8 @@ class _Pass:
             self._watch(None)
         if not execution.fibers:
             raise InvalidInput(self.played.name, "explore", "a scene that starts at least one thread")
+        _give_clocks(execution)
+        self.guards.compare(execution)
         for dep in scene.deps:
             for report in dep.reports:
                 self._orders.setdefault(report.classes, str(report))
@@ -300,6 +307,14 @@ class _Pass:
             else:
                 outcome = f"not reproduced, {result.scope}"
             result.lock_orders.append(LockOrder(classes, text, outcome, schedule))
+
+
+def _give_clocks(execution: Execution) -> None:
+    # Strategies that look for races have done it.
+    if execution.trace and not execution.trace[-1].clock:
+        history = History(len(execution.fibers))
+        for step in execution.trace:
+            history.add(step)
 
 
 def cycle(blocked: Sequence[Blocked]) -> list[Blocked]:

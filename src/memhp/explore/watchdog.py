@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -57,6 +56,8 @@ class Watchdog:
         if self._explorer is threading.main_thread():
             signal.pthread_kill(ident, _SIGNAL)
         else:
+            import ctypes  # noqa: PLC0415 - rarely needed
+
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Stuck))
 
     def bark(self, number: int, frame: FrameType | None) -> None:

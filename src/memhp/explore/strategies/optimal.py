@@ -132,8 +132,9 @@ class Optimal:
     def end(self, execution: Execution) -> None:
         """Find the races, and note what remains to be tried."""
         history = self._history
-        known = len(history.steps)
-        for place in range(known, len(execution.trace)):
+        for known, step in zip(history.steps, execution.trace, strict=False):
+            step.clock = known.clock
+        for place in range(len(history.steps), len(execution.trace)):
             step = execution.trace[place]
             history.add(step)
             self._stack[place].branches[0].step = step

@@ -95,6 +95,8 @@ class Source:
     def end(self, execution: Execution) -> None:
         """Find the races, and note what remains to be tried."""
         history = self._history
+        for known, step in zip(history.steps, execution.trace, strict=False):
+            step.clock = known.clock
         for place in range(len(history.steps), len(execution.trace)):
             history.add(execution.trace[place])
             self._stack[place].step = execution.trace[place]
