@@ -20,6 +20,7 @@ __all__ = ["console", "main"]
 COMMANDS = {
     "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
     "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
+    "watch": ("memhp.cli.watch", "show what happens to a machine's memory while it happens"),
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
