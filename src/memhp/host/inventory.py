@@ -20,9 +20,9 @@ from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
     from memhp.abi.directory import Directory
+    from memhp.abi.uevent import UeventSource
     from memhp.host.explain import Explanation
     from memhp.host.plan import Plan
-    from memhp.abi.uevent import UeventSource
     from memhp.host.watch import Watch
 
 __all__ = ["Block", "Host", "Inventory", "Policy"]
