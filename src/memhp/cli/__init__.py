@@ -20,6 +20,9 @@ __all__ = ["console", "main"]
 COMMANDS = {
     "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
     "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
+    "watch": ("memhp.cli.watch", "show what happens to a machine's memory while it happens"),
+    "policy": ("memhp.cli.policy", "show or set what happens with memory that is added"),
+    "doctor": ("memhp.cli.doctor", "say what this machine's kernel can do, what is missing, and what to do about it"),
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),

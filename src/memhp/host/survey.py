@@ -59,7 +59,7 @@ class Survey:
         Raises:
             HostError: as ``Host.blocks`` does.
         """
-        blocks = host.blocks()
+        blocks = host.blocks(zones=True)
         iomem = _text(host.tree, IOMEM)
         zoneinfo = _text(host.tree, ZONEINFO)
         with_memory = _text(host.tree, f"{NODE}/has_memory")

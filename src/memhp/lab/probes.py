@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memhp.abi.tracing import CALL, RETURN, Line, definitions, read_lines
 from memhp.errors import LabError
 from memhp.events import MemoryAction, MemoryNotify
 from memhp.kernel import Rules
@@ -15,9 +16,7 @@ from memhp.units import Pfn
 __all__ = ["PROBES", "ChainCall", "Probes", "UeventSent", "read_trace"]
 
 _TRACING = "/sys/kernel/tracing"
-_CALL, _RETURN, _UEVENT = "memhp_call", "memhp_return", "memhp_uevent"
-_FIELD = re.compile(r'(\w+)=("[^"]*"|\S+)')
-_LINE = re.compile(rf"\s(\d+\.\d+): ({_CALL}|{_RETURN}|{_UEVENT}): (.*)$")
+_UEVENT = "memhp_uevent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +54,17 @@ class Probes:
 
     def definitions(self, address: str) -> list[tuple[str, str]]:
         """Give what to write where, in order; ``address`` is that of the symbol, in hexadecimal."""
-        notify, start = f"$arg{self.first + 1}", self.offset
-        fields = (("start", start, "u64"), ("nr", start + 8, "u64"), ("normal", start + 16, "s32"), ("nid", start + 20, "s32"))
-        wanted = " ".join(f"{name}=+{at}({notify}):{kind}" for name, at, kind in fields)
-        head = " head=$arg1:x64" if self.symbol else ""
+        names = ("start_pfn", "nr_pages", "status_change_nid_normal", "status_change_nid")
+        offsets = {name: self.offset + at for name, at in zip(names, (0, 8, 16, 20), strict=True)}
         probes = [
             # kobject_uevent() itself can't be probed; this runs just before an event is sent (drivers/base/core.c).
             f"p:{_UEVENT} dev_uevent action=+0(+24($arg2)):string path=+0(+32($arg2)):string",
-            f"p:{_CALL} {self.function} action=$arg{self.first}:u64 {wanted}{head}",
-            f"r:{_RETURN} {self.function} answer=$retval:u32{head}",
+            *definitions(self.function, self.first, offsets, head=bool(self.symbol)),
         ]
         writes = [(f"{_TRACING}/kprobe_events", probe) for probe in probes]
-        if head:
-            writes += [(f"{_TRACING}/events/kprobes/{name}/filter", f"head==0x{address}") for name in (_CALL, _RETURN)]
-        return [*writes, *((f"{_TRACING}/events/kprobes/{name}/enable", "1") for name in (_UEVENT, _CALL, _RETURN))]
+        if self.symbol:
+            writes += [(f"{_TRACING}/events/kprobes/{name}/filter", f"head==0x{address}") for name in (CALL, RETURN)]
+        return [*writes, *((f"{_TRACING}/events/kprobes/{name}/enable", "1") for name in (_UEVENT, CALL, RETURN))]
 
 
 PROBES = {
@@ -101,34 +97,29 @@ def read_trace(lines: Iterable[str], rules: Rules) -> list[ChainCall | UeventSen
     Raises:
         LabError: an action that this kernel should not have.
     """
-    found = [(float(match[1]), match[2], _fields(match[3])) for match in map(_LINE.search, lines) if match]
+    found = read_lines(lines)
     heard: list[ChainCall | UeventSent] = []
-    for index, (time, kind, fields) in enumerate(found):
-        if kind == _UEVENT:
-            heard.append(UeventSent(fields["action"].removeprefix("ACTION="), fields["path"].removeprefix("DEVPATH=")))
-        elif kind == _CALL:
-            heard.append(_call(time, fields, _returned(found[index + 1 :]), rules))
+    for index, line in enumerate(found):
+        if line.kind == _UEVENT:
+            action, path = line.fields["action"].removeprefix("ACTION="), line.fields["path"].removeprefix("DEVPATH=")
+            heard.append(UeventSent(action, path))
+        elif line.kind == CALL:
+            heard.append(_call(line, _returned(found[index + 1 :]), rules))
     return heard
-
-
-Line = tuple[float, str, dict[str, str]]
-
-
-def _fields(text: str) -> dict[str, str]:
-    return {name: value.strip('"') for name, value in _FIELD.findall(text)}
 
 
 def _returned(later: Sequence[Line]) -> Line | None:
     # The chain is never called from within itself, so the next return belongs to the call.
-    following = next((line for line in later if line[1] != _UEVENT), None)
-    return following if following and following[1] == _RETURN else None
+    following = next((line for line in later if line.kind != _UEVENT), None)
+    return following if following and following.kind == RETURN else None
 
 
-def _call(time: float, fields: dict[str, str], returned: Line | None, rules: Rules) -> ChainCall:
+def _call(line: Line, returned: Line | None, rules: Rules) -> ChainCall:
     numbers = {rules.number(action): action for action in MemoryAction}
+    fields = line.fields
     arg = MemoryNotify(Pfn(int(fields["start"])), int(fields["nr"]), int(fields["normal"]), int(fields["nid"]))
-    answer = NotifyResult(int(returned[2]["answer"])) if returned else None
+    answer = NotifyResult(int(returned.fields["answer"])) if returned else None
     number = int(fields["action"])
     if number not in numbers:
         raise LabError(f"the kernel sent the action {number}, which memhp does not know of {rules.value.title}")
-    return ChainCall(numbers[number], arg, answer, returned[0] - time if returned else 0.0)
+    return ChainCall(numbers[number], arg, answer, returned.time - line.time if returned else 0.0)
