@@ -29,7 +29,7 @@ STATE = "/sys/devices/system/memory/memory{}/state"
 
 def boot(scene: Scene, **options: object) -> Machine:
     """Boot a small machine on which added memory stays offline."""
-    return scene.boot("512MiB", parameters={"memhp_default_state": "offline"}, **options)
+    return scene.boot([{"memory": "512MiB", "cpus": 2}], parameters={"memhp_default_state": "offline"}, **options)
 
 
 def write(machine: Machine, block: int, word: str) -> None:
@@ -64,7 +64,7 @@ def total(machine: Machine) -> int:
 
 
 def everybody(scene: Scene) -> None:
-    """Memory is added, brought online through sysfs, removed, and a CPU comes, all at the same time."""
+    """Memory is added, brought online through sysfs, removed, and a CPU goes, all at the same time."""
     machine = boot(scene)
     machine.add_memory(0, 4 * GIB, BLOCK)
 
@@ -75,7 +75,7 @@ def everybody(scene: Scene) -> None:
     scene.thread("storer", write, machine, 32, "online")
     scene.thread("remover", remove)
     scene.thread("adder", machine.add_memory, 0, 5 * GIB, BLOCK)
-    scene.thread("cpu", cpu_up, machine)
+    scene.thread("cpu", cpu_down, machine)
 
 
 def eject_against_stores(scene: Scene) -> None:
@@ -91,19 +91,12 @@ def eject_against_stores(scene: Scene) -> None:
     scene.thread("ejector", eject)
     scene.thread("onliner", write, machine, block, "online")
     scene.thread("offliner", write, machine, block, "offline")
-    scene.thread("cpu", cpu_up, machine)
+    scene.thread("cpu", cpu_down, machine)
 
 
-def cpu_up(machine: Machine) -> None:
-    """Bring a CPU online, as far as locks go (``cpu_up``): device_hotplug_lock, then cpu_hotplug_lock for writing."""
-    lock = machine.locks.device_hotplug
-    while not lock.try_acquire():
-        lock.await_free()
-    try:
-        with machine.locks.cpu_hotplug.write:
-            pass
-    finally:
-        lock.release()
+def cpu_down(machine: Machine) -> None:
+    """Take a CPU offline through sysfs, which needs device_hotplug_lock too."""
+    machine.tree.write("/sys/devices/system/cpu/cpu1/online", "0")
 
 
 # -- (c) memory does not vanish under a reader

@@ -347,6 +347,10 @@ class Execution:
                 self.running, error = fiber, fiber.error
                 fiber.greenlet.throw(Abandoned)
                 self.running, fiber.error = None, error
+            # Nothing is left in a circle, so nothing waits for the garbage collector.
+            fiber.function = _nothing
+            fiber.greenlet = self._hub
+        self.scene.execution = None
 
     def describe(self, step: Step) -> str:
         """Say in words what a step is."""

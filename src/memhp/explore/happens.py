@@ -103,7 +103,7 @@ def not_after(steps: Sequence[Step], place: int) -> list[Step]:
     return [step for step in steps[place + 1 :] if step.clock[task] < index]
 
 
-def absorb(step: Step, sequence: Sequence[Step]) -> list[Step] | None:
+def absorb(step: Step, sequence: Sequence[Step]) -> Sequence[Step] | None:
     """Give what is left of a sequence if ``step`` may as well come first in it; None if it may not.
 
     It may if it is in the sequence and depends on nothing before it there, or if it depends on nothing there at all.
@@ -116,7 +116,7 @@ def absorb(step: Step, sequence: Sequence[Step]) -> list[Step] | None:
             return [*sequence[:place], *sequence[place + 1 :]]
         if other.obj == obj and obj >= 0 and row[other.kind]:
             return None
-    return list(sequence)
+    return sequence
 
 
 def class_of(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:

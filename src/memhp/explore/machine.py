@@ -13,12 +13,15 @@ from memhp.kernel import Machine
 from memhp.kernel.acpi import AcpiMemory, Dimm, MemoryDevice
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.boot import Parameters
+from memhp.kernel.cpus import Cpu, Cpus
+from memhp.kernel.devicememory import DeviceMemory
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroup, MemoryGroups
 from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import Resource
 from memhp.kernel.pages import Pages
+from memhp.kernel.participants import ComputeBatch, Cpuset, Crash, Kcore, Ksm, PageExt, ReserveMem, Slab
 from memhp.kernel.zones import Node, Zone
 from memhp.locking import Task
 from memhp.notifier import NotifierBlock, NotifierChain
@@ -37,7 +40,7 @@ FIELDS = (
     *_fields(
         MemoryBlock,
         lambda block: f"memory{block.id}",
-        "state offline online_type zone present isolated removed firmware_node group altmap_pages inaccessible",
+        "state offline online_type zone present isolated removed firmware_node group altmap_pages inaccessible unmanaged",
         "used poisoned",
     ),
     *_fields(
@@ -46,7 +49,10 @@ FIELDS = (
         "start_pfn spanned present present_early managed",
         "blocks _ids",
     ),
-    *_fields(Node, lambda node: f"node{node.nid}", "registered", "linked"),
+    *_fields(Node, lambda node: f"node{node.nid}", "registered cpus", "linked"),
+    *_fields(Cpu, lambda cpu: f"cpu{cpu.number}", "online removed"),
+    *_fields(Cpus, lambda cpus: "cpus", "", "_cpus"),
+    *_fields(DeviceMemory, lambda memory: "device memory", "_maps"),
     *_fields(Resource, lambda resource: "iomem", "children end mergeable"),
     *_fields(FirmwareMap, lambda entries: "firmware map", "_entries _next"),
     *_fields(MemoryGroups, lambda groups: "memory groups", "_groups"),
@@ -66,6 +72,14 @@ FIELDS = (
     *_fields(NotifierChain, lambda chain: chain.name, "_blocks _entries _observers"),
     *_fields(NotifierBlock, lambda block: f"callback {block.name}", "_chain"),
     *_fields(Task, lambda task: task.name, "signals"),
+    *_fields(Ksm, lambda ksm: "ksm", "paused", "pruned"),
+    *_fields(Cpuset, lambda cpuset: "cpuset", "queued updates mems"),
+    *_fields(ComputeBatch, lambda batch: "compute batch", "batch"),
+    *_fields(Slab, lambda slab: "slab", "shrinks", "structures"),
+    *_fields(PageExt, lambda tables: "page_ext", "tables"),
+    *_fields(ReserveMem, lambda reserve: "reserve", "", "kbytes"),
+    *_fields(Kcore, lambda kcore: "kcore", "needs_update"),
+    *_fields(Crash, lambda crash: "crash", "updates"),
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
 
@@ -80,6 +94,7 @@ UNDECLARED = {
     "_active": "made once, whoever needs it first",
     "callback cause": "of an answer that its maker alone has",
     "early ram nodes movable_node memmap_on_memory acpi five_level_paging physical_bits slots": "only while it boots",
+    "memory_probe": "only while it boots",
     "_mounted": "only while it boots",
     "active": "set when the node is registered, before anybody knows it",
     "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import sys
 import threading
+import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, cast
@@ -171,6 +172,8 @@ class PercpuRwSemaphore:
             if len(self._cells) > self._prune_at:
                 self._prune()
                 self._prune_at = 2 * len(self._cells) + _FEW_CELLS
+        if task.cells is None:
+            task.cells = weakref.WeakSet()
         task.cells.add(cell)
         if not switch.controlled():
             self.local.cell = cell

@@ -129,7 +129,8 @@ class Task:
         self.thread = thread
         self.held: list[Held] = []
         """What it holds, outermost first; reads of a percpu rwsem that nobody watches are in ``cells``."""
-        self.cells: weakref.WeakSet[ReadCell] = weakref.WeakSet()
+        self.cells: weakref.WeakSet[ReadCell] | None = None
+        """Made when it first reads a percpu rwsem: an explorer makes tasks by the million."""
         self.tried: dict[Lock, tuple[Held, ...]] = {}
         """Locks that it tried to take and did not get, with what it held then; kept only while lockdep is on."""
         self.waiting: Waiter | None = None
@@ -155,7 +156,7 @@ class Task:
         Without lockdep nobody notes when a percpu rwsem was taken for reading; these come last.
         """
         slow = [str(held) for held in self.held]
-        fast = [f"{cell.lock_name} (read)" for cell in list(self.cells) if cell.count]
+        fast = [f"{cell.lock_name} (read)" for cell in list(self.cells or ()) if cell.count]
         return [*slow, *(name for name in fast if name not in slow)]
 
 

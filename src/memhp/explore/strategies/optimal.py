@@ -8,6 +8,8 @@ there is guided by the tree, so no execution is begun that must be given up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memhp.explore.execution import Diverged, Execution, Step
 from memhp.explore.happens import History, Race, absorb, not_after
 from memhp.explore.ops import CHOOSE
@@ -152,7 +154,7 @@ class Optimal:
         insert(node.branches, sequence)
 
 
-def insert(branches: list[Branch], sequence: list[Step]) -> None:
+def insert(branches: list[Branch], sequence: Sequence[Step]) -> None:
     """Put a sequence into a wakeup tree, unless the tree has one that leads to the same."""
     while True:
         for branch in branches:
@@ -170,7 +172,7 @@ def insert(branches: list[Branch], sequence: list[Step]) -> None:
         branches = fresh.branches
 
 
-def _choices_first(sequence: list[Step]) -> list[Step]:
+def _choices_first(sequence: Sequence[Step]) -> Sequence[Step]:
     # A choice is made at once. One that has lost the step before it to a branch of the tree comes first.
     lost = [
         step
