@@ -66,6 +66,21 @@ def test_it_prints_what_lsmem_printed(
         assert err == expected["err"]
 
 
+CAPTURED = sorted((RECORDED.parent.parent / "trees").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CAPTURED, ids=lambda path: path.stem)
+def test_captured_machines_are_listed_as_their_own_lsmem_did(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM, and guests with DIMMs in two nodes; the lsmem there was Debian's 2.38, whose JSON, pairs and raw are the same."""
+    captured = json.loads(path.read_text(encoding="utf-8"))
+    root = TreeSpec.of(captured["tree"]).write(tmp_path / "root")
+    assert {line: listed(root, line, capsys, monkeypatch) for line in captured["lsmem"]} == {
+        line: (said, "", 0) for line, said in captured["lsmem"].items()
+    }
+
+
 def test_the_recording_is_of_the_trees_that_are_compared() -> None:
     """Nobody changes a tree or a command without asking the real lsmem again."""
     assert {
