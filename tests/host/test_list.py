@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memhp.cli import main
+from memhp.cli import main, table
 from memhp.host.scan import human
 from record_lsmem import RECORDED, SHAPES, TREES, ask, split
 from trees import MEMORY, PARAMETERS, TreeSpec, block
@@ -145,6 +145,22 @@ def test_it_prints_what_a_real_lsmem_prints(spec: TreeSpec, tmp_path_factory: py
 def test_sizes_are_rounded_as_util_linux_rounds_them(size: int, text: str) -> None:
     """One letter, at most one decimal, half up; the values are lsmem's."""
     assert human(size) == text
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (0, "SIZE SIZE\n  6G   6G\n"),
+        (80, " SIZE  SIZE\n   6G    6G\n"),
+        (11, " SIZE  SIZE\n   6G    6G\n"),
+        (10, "SIZE  SIZE\n  6G    6G\n"),
+        (9, "SIZE SIZE\n  6G   6G\n"),
+        (4, "SIZE SIZE\n  6G   6G\n"),
+    ],
+)
+def test_on_a_terminal_sizes_get_room_if_there_is_some(width: int, text: str) -> None:
+    """As lsmem 2.42 printed them on terminals of these widths; 0 is no terminal."""
+    assert table.aligned([table.Column("SIZE", ["6G"], hint=5)] * 2, terminal=width) == text
 
 
 def test_columns_of_firmware_are_left_out_where_there_is_no_firmware(
