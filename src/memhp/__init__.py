@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memhp.errors import (
         AlreadyRegistered,
         DeadlockError,
+        HostError,
         HotplugError,
         Interrupted,
         InvalidInput,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         MemoryAction,
         MemoryNotify,
     )
+    from memhp.host import Host
     from memhp.kernel import Allocation, Machine, MhpFlags, NodeSpec, OnlineType, PageKind, Rules, ZoneType
     from memhp.notifier import (
         NOTIFY_BAD,
@@ -76,6 +78,8 @@ __all__ = [
     "AlreadyRegistered",
     "DeadlockError",
     "DirTree",
+    "Host",
+    "HostError",
     "HotplugError",
     "Interrupted",
     "InvalidInput",
@@ -111,6 +115,7 @@ _HOMES = {
     "memhp.errors": (
         "AlreadyRegistered",
         "DeadlockError",
+        "HostError",
         "HotplugError",
         "Interrupted",
         "InvalidInput",
@@ -137,6 +142,7 @@ _HOMES = {
         "MemoryAction",
         "MemoryNotify",
     ),
+    "memhp.host": ("Host",),
     "memhp.kernel": ("Allocation", "Machine", "MhpFlags", "NodeSpec", "OnlineType", "PageKind", "Rules", "ZoneType"),
     "memhp.notifier": (
         "NOTIFY_BAD",

@@ -37,6 +37,22 @@ def test_list_imports_nothing_but_itself(options: list[str], tmp_path: Path) -> 
     assert imported("list", "-s", str(root), *options) == LIST
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rooms"),
+    [
+        (["chmem", "--help"], {"abi", "cli", "errors", "host"}),
+        (["policy", "--sysroot", "/proc/self/nothing"], {"abi", "cli", "errors", "host", "units"}),
+        (["doctor", "--sysroot", "/proc/self/nothing"], {"abi", "cli", "errors", "host", "units"}),
+        (["watch", "--timeout", "0"], {"abi", "cli", "errors", "events", "host", "notifier", "units", "locking"}),
+    ],
+)
+def test_commands_for_the_host_import_no_model_and_nothing_large(arguments: list[str], rooms: set[str]) -> None:
+    """Neither the modelled machine nor what takes tens of milliseconds to import."""
+    found = imported(*arguments)
+    assert {name.split(".")[1] for name in found if name.startswith("memhp.")} <= rooms
+    assert {"asyncio", "numpy", "rich", "yaml"} & {name.partition(".")[0] for name in found} == set()
+
+
 def test_the_version_needs_no_parser_of_options_of_list() -> None:
     """`memhp --version` reads the package's metadata and no room of the house."""
     ours = [name for name in imported("--version") if name.startswith("memhp")]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memhp.cli import main
+from memhp.cli import main, table
 from memhp.host.scan import human
 from record_lsmem import RECORDED, SHAPES, TREES, ask, split
 from trees import MEMORY, PARAMETERS, TreeSpec, block
@@ -64,6 +64,21 @@ def test_it_prints_what_lsmem_printed(
         assert err.rpartition(":")[0].split(": ")[1] == expected["err"].rpartition(":")[0].split(": ")[1]
     else:
         assert err == expected["err"]
+
+
+CAPTURED = sorted((RECORDED.parent.parent / "trees").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CAPTURED, ids=lambda path: path.stem)
+def test_captured_machines_are_listed_as_their_own_lsmem_did(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM, and guests with DIMMs in two nodes; the lsmem there was Debian's 2.38, whose JSON, pairs and raw are the same."""
+    captured = json.loads(path.read_text(encoding="utf-8"))
+    root = TreeSpec.of(captured["tree"]).write(tmp_path / "root")
+    assert {line: listed(root, line, capsys, monkeypatch) for line in captured["lsmem"]} == {
+        line: (said, "", 0) for line, said in captured["lsmem"].items()
+    }
 
 
 def test_the_recording_is_of_the_trees_that_are_compared() -> None:
@@ -130,6 +145,22 @@ def test_it_prints_what_a_real_lsmem_prints(spec: TreeSpec, tmp_path_factory: py
 def test_sizes_are_rounded_as_util_linux_rounds_them(size: int, text: str) -> None:
     """One letter, at most one decimal, half up; the values are lsmem's."""
     assert human(size) == text
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (0, "SIZE SIZE\n  6G   6G\n"),
+        (80, " SIZE  SIZE\n   6G    6G\n"),
+        (11, " SIZE  SIZE\n   6G    6G\n"),
+        (10, "SIZE  SIZE\n  6G    6G\n"),
+        (9, "SIZE SIZE\n  6G   6G\n"),
+        (4, "SIZE SIZE\n  6G   6G\n"),
+    ],
+)
+def test_on_a_terminal_sizes_get_room_if_there_is_some(width: int, text: str) -> None:
+    """As lsmem 2.42 printed them on terminals of these widths; 0 is no terminal."""
+    assert table.aligned([table.Column("SIZE", ["6G"], hint=5)] * 2, terminal=width) == text
 
 
 def test_columns_of_firmware_are_left_out_where_there_is_no_firmware(
