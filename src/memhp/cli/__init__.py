@@ -19,6 +19,8 @@ __all__ = ["console", "main"]
 
 COMMANDS = {
     "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
+    "offline": ("memhp.cli.change", "take memory offline: all that is wanted, or nothing"),
+    "online": ("memhp.cli.change", "bring memory online"),
     "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),

@@ -31,11 +31,11 @@ from memhp.events import (
 )
 from memhp.host.evidence import KernelLog, culprits
 from memhp.host.goal import Operation
-from memhp.host.hooks import Hook
+from memhp.host.hooks import Hook, registered
 from memhp.host.journal import Before, Journal
 from memhp.host.plan import Plan, Step
 from memhp.host.writer import Writer, Written, writer_for
-from memhp.notifier import NotifierBlock, NotifierChain, NotifyResult
+from memhp.notifier import NotifierChain, NotifyResult
 from memhp.units import Pfn, format_ids
 
 __all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction"]
@@ -222,17 +222,15 @@ class Transaction:
         if self.plan.problems:
             self.outcome = self._concluded("; ".join(self.plan.problems), begun)
             raise ChangeFailed(self.outcome)
-        blocks = [self._chain.register(NotifierBlock(hook, 0, hook.path.name)) for hook in self._hooks]
         reason = ""
         try:
             self._begin()
-            reason = self._carry_out()
+            with registered(self._chain, self._hooks):
+                reason = self._carry_out()
         finally:
-            for block in blocks:
-                block.unregister()
             self._writer.close()
             self._log.close()
-            self.outcome = self._concluded(reason or ("interrupted" if not self._reached else ""), begun)
+            self.outcome = self._concluded(reason or ("" if self._reached else "interrupted"), begun)
             if self._journal is not None:
                 self._journal.end()
         if self.outcome.result is Result.DONE or (
@@ -356,14 +354,7 @@ class Transaction:
     def _call(self, step: Step, action: Any, arg: MemoryNotify) -> NotifyResult:
         block = step.block
         for hook in self._hooks:
-            hook.context = {
-                "MEMHP_BLOCK": f"memory{block.id}",
-                "MEMHP_NODE": str(step.node),
-                "MEMHP_ZONE": step.zone,
-                "MEMHP_START": f"{block.start:#x}",
-                "MEMHP_END": f"{block.end - 1:#x}",
-                "MEMHP_SIZE": str(block.size),
-            }
+            hook.about(block, step.node, step.zone)
         return self._chain.call(action, arg)
 
     def _change(self, step: Step) -> bool:

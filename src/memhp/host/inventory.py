@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from memhp.abi.formats import parse_hex
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
@@ -19,9 +19,15 @@ from memhp.errors import HostError, InvalidInput, NoMemoryBlocks
 from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from memhp.abi.directory import Directory
+    from memhp.host.change import Outcome, Progress
     from memhp.host.explain import Explanation
+    from memhp.host.hooks import Hook
     from memhp.host.plan import Plan
+    from memhp.notifier import Callback, NotifierBlock, NotifierChain
 
 __all__ = ["Block", "Host", "Inventory", "Policy"]
 
@@ -201,6 +207,7 @@ class Host:
 
     def __init__(self, tree: Tree | None = None) -> None:
         self.tree: Tree = DirTree("/") if tree is None else tree
+        self._chain: NotifierChain | None = None
 
     def __repr__(self) -> str:
         return f"<Host {self.tree!r}>"
@@ -286,6 +293,79 @@ class Host:
         from memhp.host.survey import Survey  # noqa: PLC0415
 
         return make_plan(Survey.take(self), Operation(operation), goal, zone=zone, node=node, keep_free=keep_free)
+
+    def apply(
+        self,
+        plan: Plan,
+        *,
+        timeout: float | None = None,
+        partial: bool = False,
+        hooks: Sequence[Hook] = (),
+        journal: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Outcome:
+        """Carry a plan out as one transaction: all of it, or nothing; see :mod:`memhp.host.change`.
+
+        The tree must be one that can be written: ``Host(DirTree("/", writable=True))``. Who takes part says so before with
+        :meth:`hotplug_memory_notifier`.
+
+        Args:
+            plan: from :meth:`plan`.
+            timeout: seconds for each block; None waits as long as the kernel tries, which may be for ever.
+            partial: keep what could be done if not all of it can be.
+            hooks: programs that take part, too.
+            journal: the directory to note it in, so that the next run can account for a run that was killed.
+            progress: hears what happens.
+
+        Raises:
+            ChangeFailed: the goal isn't reached; ``outcome`` says exactly what holds.
+            HostError: a copy, or files that can't be read.
+        """
+        from memhp.host.change import Transaction  # noqa: PLC0415
+        from memhp.host.journal import Journal  # noqa: PLC0415
+
+        noted = None if journal is None else Journal(journal)
+        transaction = Transaction(
+            self.tree,
+            plan,
+            chain=self.memory_chain,
+            timeout=timeout,
+            partial=partial,
+            hooks=hooks,
+            journal=noted,
+            progress=progress,
+            explain=lambda number: self.explain([number])[0].sentence,
+        )
+        return transaction.run()
+
+    @property
+    def memory_chain(self) -> NotifierChain:
+        """The chain of those who take part in changes that are made through this object."""
+        from memhp.notifier import NotifierChain  # noqa: PLC0415
+
+        if self._chain is None:
+            self._chain = NotifierChain("memory_chain of userland")
+        return self._chain
+
+    @overload
+    def hotplug_memory_notifier(self, callback: Callback, priority: int = 0) -> NotifierBlock: ...
+
+    @overload
+    def hotplug_memory_notifier(self, callback: None = None, priority: int = 0) -> Callable[[Callback], NotifierBlock]: ...
+
+    def hotplug_memory_notifier(
+        self, callback: Callback | None = None, priority: int = 0
+    ) -> NotifierBlock | Callable[[Callback], NotifierBlock]:
+        """Register a callback for changes made through this object, as the kernel's function of that name does; or decorate one.
+
+        It is called with MEM_GOING_* before anything is written, and may refuse; then with what came of it. The kernel's own
+        callbacks don't hear of it, nor does this one of changes that others make.
+        """
+        from memhp.notifier import NotifierBlock  # noqa: PLC0415
+
+        if callback is None:
+            return lambda function: self.memory_chain.register(NotifierBlock(function, priority), unique_callback=True)
+        return self.memory_chain.register(NotifierBlock(callback, priority), unique_callback=True)
 
     def _block_size(self) -> int:
         path = f"{MEMORY}/block_size_bytes"
