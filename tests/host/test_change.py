@@ -443,3 +443,41 @@ def test_all_or_nothing_or_exactly_a_part(
     asked = [line.split()[1] for line in heard if "GOING" in line]
     ended = [line.split()[1] for line in heard if "GOING" not in line]
     assert sorted(asked) == sorted(ended)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 600))
+def test_an_interrupt_at_any_line_is_accounted_for(line: int) -> None:
+    """Ctrl-C before any line of the transaction's own code: nothing is changed that the outcome doesn't name."""
+    import sys
+
+    machine = Machine.boot(["1GiB", "512MiB"])
+    host = Host(machine.tree)
+    before = states(machine)
+    transaction = host.transaction(host.plan("offline", "8-10"))
+    left = [line]
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.endswith("host/change.py") or frame.f_code.co_name == "_concluded":
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        transaction.run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    outcome = transaction.outcome
+    if outcome is None:
+        assert states(machine) == before
+        return
+    now = {f"{number}": "offline" for number in outcome.changed}
+    now |= {f"{one.block}": one.now.removeprefix("online in ") for one in outcome.stuck}
+    assert states(machine) == [f"{text.split()[0]} {now.get(text.split()[0], text.split()[1])}" for text in before]

@@ -15,7 +15,7 @@ from typing import Any
 
 from memhp.abi.tree import DirTree
 from memhp.cli import plan as plan_command
-from memhp.cli.text import BAD_INPUT, common_options, goal_options, guarded, human
+from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human
 from memhp.errors import ChangeFailed, InvalidInput
 from memhp.host.change import Outcome, Result
 from memhp.host.goal import Operation
@@ -104,18 +104,19 @@ def _dry_run(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
 def _change(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
     plan = plan_command.plan_of(options, Operation(options.operation), host)
     progress = _Progress(plan, shown=sys.stderr.isatty() and not options.json)
-    with _ended_by_signals():
-        try:
-            outcome = host.apply(
-                plan,
-                timeout=options.timeout or None,
-                partial=options.partial,
-                hooks=hooks,
-                journal=default_directory(),
-                progress=progress,
-            )
-        except ChangeFailed as failed:
-            outcome = failed.outcome
+    transaction = host.transaction(
+        plan,
+        timeout=options.timeout or None,
+        partial=options.partial,
+        hooks=hooks,
+        journal=default_directory(),
+        progress=progress,
+    )
+    with _ended_by_signals(), contextlib.suppress(ChangeFailed, KeyboardInterrupt):
+        transaction.run()
+    outcome = transaction.outcome
+    if outcome is None:  # it had not begun
+        return INTERRUPTED
     progress.clear()
     if options.json:
         print(json.dumps(to_json(outcome), indent=2))
@@ -167,6 +168,8 @@ def _print(outcome: Outcome) -> None:
     plan = outcome.plan
     verb = plan.operation.value
     for attempt in outcome.attempts:
+        if str(attempt) == outcome.reason:
+            continue
         print(f"memhp: {'putting back ' if attempt.undo else ''}{attempt}", file=sys.stderr)
     size = human(len(outcome.changed) * plan.block_size)
     if outcome.result is Result.DONE:

@@ -13,7 +13,8 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from memhp.abi.paths import MEMORY
 from memhp.abi.proc import MEMINFO, ZONEINFO, parse_meminfo, parse_zoneinfo
@@ -38,7 +39,7 @@ from memhp.host.writer import Writer, Written, writer_for
 from memhp.notifier import NotifierChain, NotifyResult
 from memhp.units import Pfn, format_ids
 
-__all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction"]
+__all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction", "Wishes"]
 
 _ACTIONS = {
     Operation.OFFLINE: (MEM_GOING_OFFLINE, MEM_OFFLINE, MEM_CANCEL_OFFLINE),
@@ -48,6 +49,16 @@ _EXPLAINED = frozenset({errno.EBUSY, errno.EINTR})
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Hears what happens: ``ask``, ``write``, ``done``, ``failed``, ``undo`` with the block's id and more."""
+
+
+class Wishes(TypedDict, total=False):
+    """How to carry a plan out; see :meth:`memhp.host.Host.apply`."""
+
+    timeout: float | None
+    partial: bool
+    hooks: Sequence[Hook]
+    journal: Path | None
+    progress: Progress | None
 
 
 class Result(enum.Enum):
@@ -208,6 +219,7 @@ class Transaction:
         self._log = KernelLog(tree)
         self._done = _Done()
         self._asked: dict[int, tuple[Step, Operation, MemoryNotify]] = {}
+        self._flying: tuple[Step, Operation, bool] | None = None  # a write whose outcome is not noted yet
 
     def run(self) -> Outcome:
         """Carry it out; what came of it is also in ``outcome``, whatever happens.
@@ -295,6 +307,7 @@ class Transaction:
         return str(self._done.attempts[-1]) if self._done.attempts else "the goal can't be reached"
 
     def _backward(self) -> None:
+        self._land()
         for number in list(self._asked):
             self._tell(number, happened=False)
         if self._partial:
@@ -305,25 +318,25 @@ class Transaction:
             try:
                 self._undo(step)
             except BaseException:
-                for left in [*steps, step]:
-                    now = self._describe(left.block.id)
-                    self._done.stuck.append(Stuck(left.block.id, _was(left), now, "putting it back was interrupted"))
+                self._land()
+                for left in [step, *reversed(steps)]:
+                    self._account(left, "putting it back was interrupted")
                 raise
 
     def _undo(self, step: Step) -> None:
         back = _reverse(step, self.plan.operation)
         other = Operation.ONLINE if self.plan.operation is Operation.OFFLINE else Operation.OFFLINE
         self._progress("undo", {"block": step.block.id})
-        if self._ask(back, other, undo=True) and self._write(back, other, undo=True):
-            now = self._describe(step.block.id)
-            if now == _was(step):
-                self._done.undone.append(step.block.id)
-                self._note("undone", step)
-            else:
-                self._done.stuck.append(Stuck(step.block.id, _was(step), now, "the kernel chose that zone"))
-            return
-        why = str(self._done.attempts[-1].text)
-        self._done.stuck.append(Stuck(step.block.id, _was(step), self._describe(step.block.id), why))
+        came = self._ask(back, other, undo=True) and self._write(back, other, undo=True)
+        self._account(step, "the kernel chose that zone" if came else self._done.attempts[-1].text)
+
+    def _account(self, step: Step, why: str) -> None:
+        now = self._describe(step.block.id)
+        if now == _was(step):
+            self._done.undone.append(step.block.id)
+            self._note("undone", step)
+        else:
+            self._done.stuck.append(Stuck(step.block.id, _was(step), now, why))
 
     # -- one block
 
@@ -382,19 +395,20 @@ class Transaction:
         self._note("write", step)
         self._progress("write", {"block": number, "word": step.word})
         self._log.new()
-        try:
-            written = self._writer.write(f"{MEMORY}/memory{number}/state", step.word, self._timeout)
-        except BaseException:
-            # The write was ended, and came to something or nothing.
-            self._settle(step, operation, undo=undo)
-            raise
+        self._flying = step, operation, undo
+        written = self._writer.write(f"{MEMORY}/memory{number}/state", step.word, self._timeout)
         return self._judge(step, operation, written, undo=undo)
 
-    def _settle(self, step: Step, operation: Operation, *, undo: bool) -> None:
+    def _land(self) -> None:
+        # An exception came between a write and the note of what came of it: the block itself says that.
+        if self._flying is None:
+            return
+        (step, operation, undo), self._flying = self._flying, None
         happened = self._state(step.block.id) == operation.value
         if happened and not undo:
             self._done.changed.append(step)
-        self._tell(step.block.id, happened=happened)
+        if step.block.id in self._asked:
+            self._tell(step.block.id, happened=happened)
 
     def _judge(self, step: Step, operation: Operation, written: Written, *, undo: bool) -> bool:
         number = step.block.id
@@ -402,6 +416,7 @@ class Transaction:
         happened = state == operation.value
         if happened and not undo:
             self._done.changed.append(step)
+        self._flying = None
         self._tell(number, happened=happened)
         if happened:
             self._progress("done", {"block": number, "seconds": written.seconds})

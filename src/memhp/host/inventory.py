@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
 from memhp.abi.formats import parse_hex
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
@@ -19,13 +19,9 @@ from memhp.errors import HostError, InvalidInput, NoMemoryBlocks
 from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from memhp.abi.directory import Directory
-    from memhp.host.change import Outcome, Progress
+    from memhp.host.change import Outcome, Transaction, Wishes
     from memhp.host.explain import Explanation
-    from memhp.host.hooks import Hook
     from memhp.host.plan import Plan
     from memhp.notifier import Callback, NotifierBlock, NotifierChain
 
@@ -294,16 +290,7 @@ class Host:
 
         return make_plan(Survey.take(self), Operation(operation), goal, zone=zone, node=node, keep_free=keep_free)
 
-    def apply(
-        self,
-        plan: Plan,
-        *,
-        timeout: float | None = None,
-        partial: bool = False,
-        hooks: Sequence[Hook] = (),
-        journal: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Outcome:
+    def apply(self, plan: Plan, **wishes: Unpack[Wishes]) -> Outcome:
         """Carry a plan out as one transaction: all of it, or nothing; see :mod:`memhp.host.change`.
 
         The tree must be one that can be written: ``Host(DirTree("/", writable=True))``. Who takes part says so before with
@@ -311,32 +298,34 @@ class Host:
 
         Args:
             plan: from :meth:`plan`.
-            timeout: seconds for each block; None waits as long as the kernel tries, which may be for ever.
-            partial: keep what could be done if not all of it can be.
-            hooks: programs that take part, too.
-            journal: the directory to note it in, so that the next run can account for a run that was killed.
-            progress: hears what happens.
+            **wishes: ``timeout``: seconds for each block; without it a change waits as long as the kernel tries, which may be for
+                ever. ``partial``: keep what could be done if not all of it can be. ``hooks``: programs that take part, too.
+                ``journal``: the directory to note it in, so that the next run can account for one that was killed.
+                ``progress``: hears what happens.
 
         Raises:
             ChangeFailed: the goal isn't reached; ``outcome`` says exactly what holds.
             HostError: a copy, or files that can't be read.
         """
+        return self.transaction(plan, **wishes).run()
+
+    def transaction(self, plan: Plan, **wishes: Unpack[Wishes]) -> Transaction:
+        """Prepare what :meth:`apply` does; its ``outcome`` is there also after Ctrl-C."""
         from memhp.host.change import Transaction  # noqa: PLC0415
         from memhp.host.journal import Journal  # noqa: PLC0415
 
-        noted = None if journal is None else Journal(journal)
-        transaction = Transaction(
+        directory = wishes.get("journal")
+        return Transaction(
             self.tree,
             plan,
             chain=self.memory_chain,
-            timeout=timeout,
-            partial=partial,
-            hooks=hooks,
-            journal=noted,
-            progress=progress,
+            timeout=wishes.get("timeout"),
+            partial=wishes.get("partial", False),
+            hooks=wishes.get("hooks", ()),
+            journal=None if directory is None else Journal(directory),
+            progress=wishes.get("progress"),
             explain=lambda number: self.explain([number])[0].sentence,
         )
-        return transaction.run()
 
     @property
     def memory_chain(self) -> NotifierChain:
