@@ -78,7 +78,12 @@ def _main(options: argparse.Namespace) -> int:
         print(f"memhp: {options.sysroot} is a copy and can't be changed; --dry-run shows the plan", file=sys.stderr)
         return BAD_INPUT
     with locked(default_directory()):
-        left = unfinished(default_directory())
+        left = []
+        for entry in unfinished(default_directory()):
+            if entry.asked or entry.written:
+                left.append(entry)
+            else:
+                forget(entry)  # it had not done anything yet
         if options.recover or options.forget:
             return _settle(options, host, hooks, left)
         for entry in left:

@@ -179,7 +179,7 @@ class Transaction:
         timeout: seconds for each write; None waits for ever.
         partial: whether a part of the goal is welcome.
         hooks: programs to ask and tell, after those of the chain with a priority of at least 0 that are there already.
-        journal: where to note it, None: nowhere.
+        journal: the directory to note it in, None: nowhere.
         progress: hears what happens.
         explain: says of a block why it did not go; None: not asked.
         writer: writes; made for the tree if not given.
@@ -197,7 +197,7 @@ class Transaction:
         timeout: float | None = None,
         partial: bool = False,
         hooks: Sequence[Hook] = (),
-        journal: Journal | None = None,
+        journal: Path | None = None,
         progress: Progress | None = None,
         explain: Callable[[int], str] | None = None,
         writer: Writer | None = None,
@@ -212,7 +212,8 @@ class Transaction:
         self._timeout = timeout
         self._partial = partial
         self._hooks = tuple(hooks)
-        self._journal = journal
+        self._directory = journal
+        self._journal: Journal | None = None
         self._progress = progress or (lambda what, details: None)
         self._explain = explain
         self._writer = writer or writer_for(tree)
@@ -259,8 +260,9 @@ class Transaction:
         return done >= len(self.plan.steps)
 
     def _begin(self) -> None:
-        if self._journal is None:
+        if self._directory is None:
             return
+        self._journal = Journal(self._directory)
         self._journal.begin(self.plan.operation.value, self.plan.goal.text)
         for step in self.plan.steps:
             self._journal.block(_before(step))

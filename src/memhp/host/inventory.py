@@ -312,9 +312,7 @@ class Host:
     def transaction(self, plan: Plan, **wishes: Unpack[Wishes]) -> Transaction:
         """Prepare what :meth:`apply` does; its ``outcome`` is there also after Ctrl-C."""
         from memhp.host.change import Transaction  # noqa: PLC0415
-        from memhp.host.journal import Journal  # noqa: PLC0415
 
-        directory = wishes.get("journal")
         return Transaction(
             self.tree,
             plan,
@@ -322,7 +320,7 @@ class Host:
             timeout=wishes.get("timeout"),
             partial=wishes.get("partial", False),
             hooks=wishes.get("hooks", ()),
-            journal=None if directory is None else Journal(directory),
+            journal=wishes.get("journal"),
             progress=wishes.get("progress"),
             explain=lambda number: self.explain([number])[0].sentence,
         )
