@@ -206,8 +206,6 @@ class Transaction:
             raise InvalidInput(timeout, "timeout", "a number of seconds above 0")
         self.tree = tree
         self.plan = plan
-        self.outcome: Outcome | None = None
-        """What came of it, once it has ended, also by an exception."""
         self._chain = chain
         self._timeout = timeout
         self._partial = partial
@@ -219,6 +217,9 @@ class Transaction:
         self._writer = writer or writer_for(tree)
         self._log = KernelLog(tree)
         self._done = _Done()
+        self._begun: float | None = None
+        self._seconds = 0.0
+        self._reason = ""
         self._asked: dict[int, tuple[Step, Operation, MemoryNotify]] = {}
         self._flying: tuple[Step, Operation, bool] | None = None  # a write whose outcome is not noted yet
 
@@ -230,34 +231,42 @@ class Transaction:
             HostError: the tree is a copy, or may not be written.
             BaseException: Ctrl-C and the like, after what was done is undone.
         """
-        begun = time.monotonic()
         _check_writable(self.tree)
+        self._begun = time.monotonic()
         if self.plan.problems:
-            self.outcome = self._concluded("; ".join(self.plan.problems), begun)
+            self._reason = "; ".join(self.plan.problems)
             raise ChangeFailed(self.outcome)
-        reason = ""
         try:
             self._begin()
             with registered(self._chain, self._hooks):
-                reason = self._carry_out()
+                self._reason = self._carry_out()
         finally:
+            self._seconds = time.monotonic() - self._begun
             self._writer.close()
             self._log.close()
-            self.outcome = self._concluded(reason or ("" if self._reached else "interrupted"), begun)
             if self._journal is not None:
                 self._journal.end()
-        if self.outcome.result is Result.DONE or (
-            self.outcome.result is Result.PARTLY and self._partial and not self.outcome.stuck
-        ):
-            return self.outcome
-        raise ChangeFailed(self.outcome)
+        outcome = self._concluded()
+        if outcome.result is Result.DONE or (outcome.result is Result.PARTLY and self._partial and not outcome.stuck):
+            return outcome
+        raise ChangeFailed(outcome)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of it so far, also after an exception; None if it has not begun."""
+        return None if self._begun is None else self._concluded()
 
     # -- the way there, and back
 
     @property
     def _reached(self) -> bool:
-        done = len(self._done.changed) + (len(self._done.others) if self.plan.exact else 0)
+        done = len(self._held()) + (len(self._done.others) if self.plan.exact else 0)
         return done >= len(self.plan.steps)
+
+    def _held(self) -> list[Step]:
+        # What is changed and neither undone nor stuck.
+        settled = {*self._done.undone, *(block.block for block in self._done.stuck)}
+        return [step for step in self._done.changed if step.block.id not in settled]
 
     def _begin(self) -> None:
         if self._directory is None:
@@ -314,14 +323,12 @@ class Transaction:
             self._tell(number, happened=False)
         if self._partial:
             return
-        steps, self._done.changed = self._done.changed, []
-        while steps:
-            step = steps.pop()
+        for step in reversed(self._done.changed):
             try:
                 self._undo(step)
             except BaseException:
                 self._land()
-                for left in [step, *reversed(steps)]:
+                for left in reversed(self._held()):
                     self._account(left, "putting it back was interrupted")
                 raise
 
@@ -497,14 +504,15 @@ class Transaction:
         self._done.attempts.append(attempt)
         self._progress("failed", {"block": attempt.block, "text": str(attempt)})
 
-    def _concluded(self, reason: str, begun: float) -> Outcome:
+    def _concluded(self) -> Outcome:
         done = self._done
-        changed = tuple(int(step.block.id) for step in done.changed)
+        changed = tuple(int(step.block.id) for step in self._held())
+        reason = self._reason
         if self._reached and not self.plan.problems and not done.stuck:
             result, reason = Result.DONE, ""
         else:
             result = Result.PARTLY if changed or done.stuck else Result.UNCHANGED
-            reason = reason or self._last_words()
+            reason = reason or "interrupted"
         return Outcome(
             plan=self.plan,
             result=result,
@@ -513,7 +521,7 @@ class Transaction:
             stuck=tuple(done.stuck),
             attempts=tuple(done.attempts),
             others=tuple(done.others),
-            seconds=time.monotonic() - begun,
+            seconds=self._seconds,
             reason=reason,
         )
 

@@ -30,13 +30,13 @@ def states() -> dict[str, str]:
 
 def memhp(*words: str) -> dict[str, Any]:
     """Run the command; give its exit code, and what it printed."""
-    done = subprocess.run(["memhp", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(["/usr/bin/env", "memhp", *words], capture_output=True, text=True, check=False)
     return {"code": done.returncode, "out": done.stdout.splitlines(), "err": done.stderr.splitlines(), "states": states()}
 
 
 def start(number: int, *words: str) -> subprocess.Popen[str]:
     """Start the command, and wait until that block is going offline."""
-    process = subprocess.Popen(["memhp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(["/usr/bin/env", "memhp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while states()[f"memory{number}"] != "going-offline" and process.poll() is None:
         time.sleep(0.05)
     return process
