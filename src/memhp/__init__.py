@@ -5,7 +5,8 @@ The house, from the bottom up; imports go down only::
     errors, units, events, locking/, notifier    the ground: what everything stands on
     abi/                                         the seam: what Linux's files say
     kernel/                                      below the seam: the modelled machine, which serves those files
-    scenario/                                    above it: files that say what happens to a machine, and what should
+    host/                                        above it: userland: list, explain, plan, change, watch
+    scenario/                                    beside it: files that say what happens to a machine, and what should
     lab/                                         beside it: real kernels in QEMU play those files too
     cli/                                         the command line
 """
