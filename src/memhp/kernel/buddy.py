@@ -30,6 +30,7 @@ FULL = (1 << PAGES_PER_SECTION) - 1
 _STARTS = tuple(FULL // ((1 << (1 << order)) - 1) for order in range(_ORDERS))
 """For each order a bit where a chunk of that order can begin."""
 _ONE_PAGEBLOCK = (1 << PAGEBLOCK) - 1
+_ONES, _ZEROS = b"\xff" * (PAGEBLOCK // 8), bytes(PAGEBLOCK // 8)
 
 _FALLBACKS = {
     MigrateType.UNMOVABLE: (MigrateType.RECLAIMABLE, MigrateType.MOVABLE),
@@ -124,10 +125,12 @@ class Section:
             return {MigrateType.ISOLATE: FULL}
         if self.types is None:
             return {MigrateType.MOVABLE: FULL}
-        found: dict[int, int] = {}
-        for pageblock, kind in enumerate(self.types):
-            found[kind] = found.get(kind, 0) | (_ONE_PAGEBLOCK << (pageblock << HUGE_ORDER))
-        return found
+        if self.types.count(self.types[0]) == _PAGEBLOCKS:
+            return {self.types[0]: FULL}
+        return {
+            kind: int.from_bytes(b"".join(_ONES if one == kind else _ZEROS for one in self.types), "little")
+            for kind in sorted(set(self.types))
+        }
 
     def apart(self) -> int:
         """Give a bit for each pair of pageblocks of different types."""
@@ -289,6 +292,10 @@ class Buddy:
         if section.whole() and section.parts[0][1] == FULL:
             self.lists_of(section.parts[0][0]).note(section, _WHOLE)
             return
+        if not section.free:
+            for zone, _ in section.parts:
+                self.lists_of(zone).note(section, {})
+            return
         section.settle()
         chunks, types = self._chunks(section), section.by_type()
         for zone, inside in section.parts:
@@ -414,7 +421,8 @@ class Buddy:
 
     def give(self, section: Section, bits: int) -> None:
         """Note that pages are free again; they merge with their buddies."""
-        section.free |= bits
+        free = section.free | bits
+        section.free = FULL if free == FULL else free  # one number for all that are wholly free
         self.touch(section)
 
     def each(self, start: Pfn, nr_pages: int) -> Iterator[tuple[Section, int]]:
@@ -431,6 +439,10 @@ class Buddy:
         for section, bits in self.each(start, nr_pages):
             if kind is MigrateType.MOVABLE and section.types is None:
                 continue
+            if bits == FULL == section.free and (section.types is None or _MERGE.issuperset(section.types)):
+                section.types = None if kind is MigrateType.MOVABLE else bytearray([kind]) * _PAGEBLOCKS
+                self.touch(section)
+                continue
             place = (bits & -bits).bit_length() - 1
             for pageblock in range(place >> HUGE_ORDER, (bits.bit_length() - 1 >> HUGE_ORDER) + 1):
                 inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
@@ -443,8 +455,14 @@ class Buddy:
         """Give the lowest section of a zone that has a chunk of at least this order for pages of this type, other types' too."""
         self.refresh()
         lists = self.lists_of(zone)
-        found = [lists.lowest(self.sections, one, size) for one in _open_to(kind) for size in range(order, _ORDERS)]
-        return min((section for section in found if section is not None), key=lambda section: section.nr, default=None)
+        best: Section | None = None
+        for one in _open_to(kind):
+            totals = lists.totals[one]
+            for size in range(order, _ORDERS):
+                section = lists.lowest(self.sections, one, size) if totals[size] else None
+                if section is not None and (best is None or section.nr < best.nr):
+                    best = section
+        return best
 
     def available(self, zone: Zone, kind: MigrateType, order: int) -> int:
         """Count the free pages of a zone that are in chunks of at least this order and may become pages of this type."""
@@ -471,6 +489,8 @@ class Buddy:
 
 def aligned(bits: int, order: int) -> int:
     """Give those of the pages that are in whole chunks of an order."""
+    if bits == FULL:
+        return FULL
     for step in range(order):
         bits &= (bits >> (1 << step)) & _STARTS[step + 1]
     return spread(bits, order)
@@ -478,6 +498,9 @@ def aligned(bits: int, order: int) -> int:
 
 def runs_of(bits: int) -> Iterator[tuple[int, int]]:
     """Give the runs of bits that are set, as (first, how many)."""
+    if bits == FULL:
+        yield 0, PAGES_PER_SECTION
+        return
     place = 0
     while bits:
         gap = (bits & -bits).bit_length() - 1
