@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
     from memhp.kernel.zones import Zone
 
-__all__ = ["FULL", "PAGEBLOCK", "Buddy", "FreeLists", "Section", "aligned", "bits_of", "chunks_of", "runs_of", "spread"]
+__all__ = [
+    "FULL",
+    "PAGEBLOCK",
+    "Buddy",
+    "FreeLists",
+    "Section",
+    "aligned",
+    "bits_of",
+    "chunks_of",
+    "lowest_bits",
+    "runs_of",
+    "spread",
+]
 
 PAGEBLOCK = 1 << HUGE_ORDER
 _PAGEBLOCKS = PAGES_PER_SECTION // PAGEBLOCK
@@ -30,6 +42,7 @@ FULL = (1 << PAGES_PER_SECTION) - 1
 _STARTS = tuple(FULL // ((1 << (1 << order)) - 1) for order in range(_ORDERS))
 """For each order a bit where a chunk of that order can begin."""
 _ONE_PAGEBLOCK = (1 << PAGEBLOCK) - 1
+_MANY_RUNS = 64
 _ONES, _ZEROS = b"\xff" * (PAGEBLOCK // 8), bytes(PAGEBLOCK // 8)
 
 _FALLBACKS = {
@@ -360,7 +373,7 @@ class Buddy:
             # Too many: those from the middle on are not needed, or the last is split.
             if heads.bit_count() == 1:
                 return bits_of(heads.bit_length() - 1, missing)
-            heads = _lowest_bits(heads, max(missing >> order, 1))
+            heads = lowest_bits(heads, max(missing >> order, 1))
         return spread(heads, order)
 
     def _heads(self, zone: Zone, section: Section, kind: int) -> list[int]:
@@ -434,22 +447,20 @@ class Buddy:
             yield section, FULL if part == PAGES_PER_SECTION else bits_of(place, part)
             start, nr_pages = Pfn(start + part), nr_pages - part
 
-    def claim_run(self, start: Pfn, nr_pages: int, kind: MigrateType) -> None:
-        """Give the pageblocks of a run to a type: those that are free, and those that it takes at least half of."""
-        for section, bits in self.each(start, nr_pages):
-            if kind is MigrateType.MOVABLE and section.types is None:
-                continue
-            if bits == FULL == section.free and (section.types is None or _MERGE.issuperset(section.types)):
-                section.types = None if kind is MigrateType.MOVABLE else bytearray([kind]) * _PAGEBLOCKS
-                self.touch(section)
-                continue
-            place = (bits & -bits).bit_length() - 1
-            for pageblock in range(place >> HUGE_ORDER, (bits.bit_length() - 1 >> HUGE_ORDER) + 1):
-                inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
-                free = (section.free >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
-                if section.type_at(pageblock << HUGE_ORDER) in _MERGE and (free == PAGEBLOCK or inside >= PAGEBLOCK // 2):
-                    section.set_type(pageblock, kind)
-            self.touch(section)
+    def claim(self, section: Section, bits: int, kind: MigrateType) -> None:
+        """Give the pageblocks of pages to a type: those that are free, and those of which the pages are at least half."""
+        if kind is MigrateType.MOVABLE and section.types is None:
+            return
+        self.touch(section)
+        if bits == FULL == section.free and (section.types is None or _MERGE.issuperset(section.types)):
+            section.types = None if kind is MigrateType.MOVABLE else bytearray([kind]) * _PAGEBLOCKS
+            return
+        first, last = (bits & -bits).bit_length() - 1 >> HUGE_ORDER, bits.bit_length() - 1 >> HUGE_ORDER
+        for pageblock in range(first, last + 1):
+            inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+            free = (section.free >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+            if inside and section.type_at(pageblock << HUGE_ORDER) in _MERGE and (free == PAGEBLOCK or 2 * inside >= PAGEBLOCK):
+                section.set_type(pageblock, kind)
 
     def lowest(self, zone: Zone, kind: MigrateType, order: int) -> Section | None:
         """Give the lowest section of a zone that has a chunk of at least this order for pages of this type, other types' too."""
@@ -501,6 +512,11 @@ def runs_of(bits: int) -> Iterator[tuple[int, int]]:
     if bits == FULL:
         yield 0, PAGES_PER_SECTION
         return
+    if (bits ^ bits << 1).bit_count() > 2 * _MANY_RUNS:
+        from memhp.kernel.pagemap import runs_in  # noqa: PLC0415 - NumPy, for what is in many pieces only
+
+        yield from runs_in(bits)
+        return
     place = 0
     while bits:
         gap = (bits & -bits).bit_length() - 1
@@ -518,7 +534,8 @@ def _open_to(kind: MigrateType) -> tuple[MigrateType, ...]:
     return (*_MERGE_ORDER, MigrateType.CMA) if kind is MigrateType.MOVABLE else _MERGE_ORDER
 
 
-def _lowest_bits(bits: int, count: int) -> int:
+def lowest_bits(bits: int, count: int) -> int:
+    """Give the lowest so many bits."""
     # Halve the range until just so many are in it.
     low, high = 0, bits.bit_length()
     while low < high:

@@ -36,7 +36,7 @@ class Part:
         share: its share of the pages in use.
         owner: whose it is, for messages.
         large: whether it is allocated in large runs; else page by page.
-        churn: which share of it is freed and allocated anew in one round of ageing.
+        churn: which share of it is replaced in one round of ageing.
         pinned: which share of its allocations can't migrate, because a device uses it.
     """
 
@@ -150,8 +150,9 @@ def fill(machine: Machine, workload: Workload | str, share: float, *, seed: int,
     filled = Filled(machine, [(part, []) for part in chosen.parts])
     for number in range(_ROUNDS):
         for part, held in filled.held:
-            whole = int(wanted * part.share)
-            worker.add(part, held, whole * (number + 1) // _ROUNDS - whole * number // _ROUNDS)
+            # What did not fit into large pieces last time is asked for again.
+            so_far = sum(holding.nr_pages for holding in held)
+            worker.add(part, held, max(int(wanted * part.share) * (number + 1) // _ROUNDS - so_far, 0))
     for _ in range(age):
         worker.age(filled)
     return filled
@@ -169,12 +170,12 @@ class _Worker:
         self._weights = [nodes[nid] / total for nid in self._nodes]
         self._machine = machine
 
-    def add(self, part: Part, held: list[Holding], nr_pages: int) -> None:
+    def add(self, part: Part, held: list[Holding], nr_pages: int, singles: int = _SINGLES // _ROUNDS) -> None:
         """Allocate so many pages of a part, some on each node; fewer where there is no room."""
         for nid, weight in zip(self._nodes, self._weights, strict=True):
             missing = int(nr_pages * weight)
-            if part.large or missing > _SINGLES // _ROUNDS:
-                missing -= self._runs(part, held, nid, missing if part.large else missing - _SINGLES // _ROUNDS)
+            if part.large or missing > singles:
+                missing -= self._runs(part, held, nid, missing if part.large else missing - singles)
             if missing and not part.large:
                 _try(held, lambda nid=nid, missing=missing: self._bulk(part, nid, missing))  # type: ignore[misc]
 
@@ -195,27 +196,35 @@ class _Worker:
         return taken
 
     def age(self, filled: Filled) -> None:
-        """Free a part of everything, in random order, and allocate as much again."""
-        freed = [(part, held, self._free(part, held)) for part, held in filled.held]
-        for place in self._random.permutation(len(freed)).tolist():
-            part, held, nr_pages = freed[place]
-            self.add(part, held, nr_pages)
+        """Replace a part of everything: what is new comes before what is old goes, so that holes are left behind."""
+        for place in self._random.permutation(len(filled.held)).tolist():
+            part, held = filled.held[place]
+            before = sum(holding.nr_pages for holding in held)
+            if not int(before * part.churn):
+                continue
+            self.add(part, held, int(before * part.churn), _SINGLES)
+            added = sum(holding.nr_pages for holding in held) - before
+            if part.large:
+                self._free_runs(held, added)
+            else:
+                self._free_singles(held, added / (before + added))
 
-    def _free(self, part: Part, held: list[Holding]) -> int:
-        count = 0
+    def _free_runs(self, held: list[Holding], nr_pages: int) -> None:
+        for place in sorted(self._random.permutation(len(held)).tolist()[: len(held) // 2], reverse=True):
+            if held[place].nr_pages <= nr_pages:
+                nr_pages -= held[place].nr_pages
+                self._pages.free(held.pop(place))
+
+    def _free_singles(self, held: list[Holding], share: float) -> None:
         for holding in held.copy():
-            before = holding.nr_pages
             pfns: Any = getattr(holding, "pfns", None)
-            if pfns is None:
-                if part.churn and self._random.random() < part.churn:
+            if pfns is None:  # a run
+                if self._random.random() < share:
                     self._pages.free(holding)
-            elif part.churn:
-                chosen = self._random.random(len(pfns)) < part.churn
-                self._pages.free_pages_bulk(holding, pfns[chosen])  # type: ignore[arg-type]
-            count += before - holding.nr_pages
+            else:
+                self._pages.free_pages_bulk(holding, pfns[self._random.random(len(pfns)) < share])  # type: ignore[arg-type]
             if not holding.nr_pages:
                 held.remove(holding)
-        return count
 
 
 def _try(held: list[Holding], allocate: Callable[[], Holding]) -> bool:
