@@ -236,6 +236,8 @@ class Buddy:
         # The chunks of the section that was looked at last: most of the time it is the next one, too.
         self._recent: tuple[Section | None, list[int]] = (None, [])
         self._movable_in = movable_in
+        # Movable pages that were taken in the call that is under way; nobody has recorded them yet.
+        self._taking: dict[int, int] = {}
 
     # -- what there is
 
@@ -351,6 +353,9 @@ class Buddy:
             self.clear(section, bits)
             taken[section.nr] = taken.get(section.nr, 0) | bits
             missing -= bits.bit_count()
+            if kind is MigrateType.MOVABLE:
+                self._taking = taken
+        self._taking = {}
         return [(self.sections[number], bits) for number, bits in taken.items()]
 
     def _run(self, lists: FreeLists, order: int, kind: MigrateType, missing: int) -> tuple[Section, int] | None:
@@ -417,6 +422,7 @@ class Buddy:
         else:
             free = (section.free >> (first << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
             movable = self._movable_in(section, first)
+            movable += (self._taking.get(section.nr, 0) >> (first << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
             was = section.type_at(place)
             alike = movable if kind is MigrateType.MOVABLE else PAGEBLOCK - free - movable if was is MigrateType.MOVABLE else 0
             if free + alike < PAGEBLOCK // 2:
