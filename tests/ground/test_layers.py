@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "units", "events", "locking", "notifier"},  # the ground
     {"abi"},  # the seam
     {"kernel", "host"},  # either side of it; these never import each other
-    {"scenario", "explore", "lab", "conform"},
+    {"scenario", "explore", "lab", "study", "conform"},
     {"service", "cli"},
 ]
 FACE = ""

@@ -107,6 +107,7 @@ class BuddyAgainstNaive(RuleBasedStateMachine):
         self.block, self.zone = machine.block(1), machine.zone(0, "DMA32")
         self.held: list[tuple[int, int]] = []
         self.naive = Naive(PAGES_PER_SECTION)
+        self.movable: set[int] = set()  # as of before each request
         self.buddy = Buddy(self.movable_in)
         self.buddy.add(self.block)
         self.section = self.buddy.sections[1]
@@ -114,11 +115,12 @@ class BuddyAgainstNaive(RuleBasedStateMachine):
             self.take(MAX_ORDER, MigrateType.UNMOVABLE if len(self.held) % 2 else MigrateType.MOVABLE)
 
     def movable_in(self, section: Section, pageblock: int) -> int:
-        return len(self.naive.movable & set(range(pageblock * PAGEBLOCK, (pageblock + 1) * PAGEBLOCK)))
+        return len(self.movable & set(range(pageblock * PAGEBLOCK, (pageblock + 1) * PAGEBLOCK)))
 
     def take(self, order: int, kind: MigrateType) -> None:
         expected = self.naive.alloc(order, kind)
         got = self.buddy.take(self.zone, order, kind)
+        self.movable = set(self.naive.movable)
         assert got == (None if expected is None else PAGES_PER_SECTION + expected)
         if expected is not None:
             self.held.append((expected, order))
@@ -138,6 +140,7 @@ class BuddyAgainstNaive(RuleBasedStateMachine):
                 break
             expected.append(start)
         taken = self.buddy.take_many(self.zone, count, order, kind)
+        self.movable = set(self.naive.movable)
         got = {place for _, bits in taken for first, length in runs_of(bits) for place in range(first, first + length)}
         assert got == {page for start in expected for page in range(start, start + (1 << order))}
         self.held += [(start, order) for start in expected]
@@ -151,6 +154,7 @@ class BuddyAgainstNaive(RuleBasedStateMachine):
             start, order = self.held.pop(data.draw(st.integers(0, len(self.held) - 1), "which"))
             self.naive.free(start, order)
             self.buddy.give(self.section, ((1 << (1 << order)) - 1) << start)
+            self.movable = set(self.naive.movable)
 
     @rule(data=st.data())
     def split(self, data: st.DataObject) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "run": ("memhp.cli.run", "play a scenario file on the modelled machine"),
     "explore": ("memhp.cli.explore", "try every interleaving of the threads of a scene"),
     "lab": ("memhp.cli.lab", "ask real kernels, in QEMU guests"),
+    "study": ("memhp.cli.study", "what share of a machine can go offline, over workloads and seeds"),
     "conform": ("memhp.cli.conform", "compare the model with real kernels"),
 }
 """Each command's module, and what it is for in a few words."""

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
     from memhp.kernel.zones import Zone
 
-__all__ = ["FULL", "PAGEBLOCK", "Buddy", "FreeLists", "Section", "aligned", "bits_of", "chunks_of", "runs_of", "spread"]
+__all__ = [
+    "FULL",
+    "PAGEBLOCK",
+    "Buddy",
+    "FreeLists",
+    "Section",
+    "aligned",
+    "bits_of",
+    "chunks_of",
+    "lowest_bits",
+    "runs_of",
+    "spread",
+]
 
 PAGEBLOCK = 1 << HUGE_ORDER
 _PAGEBLOCKS = PAGES_PER_SECTION // PAGEBLOCK
@@ -30,6 +42,8 @@ FULL = (1 << PAGES_PER_SECTION) - 1
 _STARTS = tuple(FULL // ((1 << (1 << order)) - 1) for order in range(_ORDERS))
 """For each order a bit where a chunk of that order can begin."""
 _ONE_PAGEBLOCK = (1 << PAGEBLOCK) - 1
+_MANY_RUNS = 64
+_ONES, _ZEROS = b"\xff" * (PAGEBLOCK // 8), bytes(PAGEBLOCK // 8)
 
 _FALLBACKS = {
     MigrateType.UNMOVABLE: (MigrateType.RECLAIMABLE, MigrateType.MOVABLE),
@@ -124,10 +138,12 @@ class Section:
             return {MigrateType.ISOLATE: FULL}
         if self.types is None:
             return {MigrateType.MOVABLE: FULL}
-        found: dict[int, int] = {}
-        for pageblock, kind in enumerate(self.types):
-            found[kind] = found.get(kind, 0) | (_ONE_PAGEBLOCK << (pageblock << HUGE_ORDER))
-        return found
+        if self.types.count(self.types[0]) == _PAGEBLOCKS:
+            return {self.types[0]: FULL}
+        return {
+            kind: int.from_bytes(b"".join(_ONES if one == kind else _ZEROS for one in self.types), "little")
+            for kind in sorted(set(self.types))
+        }
 
     def apart(self) -> int:
         """Give a bit for each pair of pageblocks of different types."""
@@ -220,6 +236,8 @@ class Buddy:
         # The chunks of the section that was looked at last: most of the time it is the next one, too.
         self._recent: tuple[Section | None, list[int]] = (None, [])
         self._movable_in = movable_in
+        # Movable pages that were taken in the call that is under way; nobody has recorded them yet.
+        self._taking: dict[int, int] = {}
 
     # -- what there is
 
@@ -289,6 +307,10 @@ class Buddy:
         if section.whole() and section.parts[0][1] == FULL:
             self.lists_of(section.parts[0][0]).note(section, _WHOLE)
             return
+        if not section.free:
+            for zone, _ in section.parts:
+                self.lists_of(zone).note(section, {})
+            return
         section.settle()
         chunks, types = self._chunks(section), section.by_type()
         for zone, inside in section.parts:
@@ -331,6 +353,9 @@ class Buddy:
             self.clear(section, bits)
             taken[section.nr] = taken.get(section.nr, 0) | bits
             missing -= bits.bit_count()
+            if kind is MigrateType.MOVABLE:
+                self._taking = taken
+        self._taking = {}
         return [(self.sections[number], bits) for number, bits in taken.items()]
 
     def _run(self, lists: FreeLists, order: int, kind: MigrateType, missing: int) -> tuple[Section, int] | None:
@@ -353,7 +378,7 @@ class Buddy:
             # Too many: those from the middle on are not needed, or the last is split.
             if heads.bit_count() == 1:
                 return bits_of(heads.bit_length() - 1, missing)
-            heads = _lowest_bits(heads, max(missing >> order, 1))
+            heads = lowest_bits(heads, max(missing >> order, 1))
         return spread(heads, order)
 
     def _heads(self, zone: Zone, section: Section, kind: int) -> list[int]:
@@ -397,6 +422,7 @@ class Buddy:
         else:
             free = (section.free >> (first << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
             movable = self._movable_in(section, first)
+            movable += (self._taking.get(section.nr, 0) >> (first << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
             was = section.type_at(place)
             alike = movable if kind is MigrateType.MOVABLE else PAGEBLOCK - free - movable if was is MigrateType.MOVABLE else 0
             if free + alike < PAGEBLOCK // 2:
@@ -414,7 +440,8 @@ class Buddy:
 
     def give(self, section: Section, bits: int) -> None:
         """Note that pages are free again; they merge with their buddies."""
-        section.free |= bits
+        free = section.free | bits
+        section.free = FULL if free == FULL else free  # one number for all that are wholly free
         self.touch(section)
 
     def each(self, start: Pfn, nr_pages: int) -> Iterator[tuple[Section, int]]:
@@ -426,25 +453,33 @@ class Buddy:
             yield section, FULL if part == PAGES_PER_SECTION else bits_of(place, part)
             start, nr_pages = Pfn(start + part), nr_pages - part
 
-    def claim_run(self, start: Pfn, nr_pages: int, kind: MigrateType) -> None:
-        """Give the pageblocks of a run to a type: those that are free, and those that it takes at least half of."""
-        for section, bits in self.each(start, nr_pages):
-            if kind is MigrateType.MOVABLE and section.types is None:
-                continue
-            place = (bits & -bits).bit_length() - 1
-            for pageblock in range(place >> HUGE_ORDER, (bits.bit_length() - 1 >> HUGE_ORDER) + 1):
-                inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
-                free = (section.free >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
-                if section.type_at(pageblock << HUGE_ORDER) in _MERGE and (free == PAGEBLOCK or inside >= PAGEBLOCK // 2):
-                    section.set_type(pageblock, kind)
-            self.touch(section)
+    def claim(self, section: Section, bits: int, kind: MigrateType) -> None:
+        """Give the pageblocks of pages to a type: those that are free, and those of which the pages are at least half."""
+        if kind is MigrateType.MOVABLE and section.types is None:
+            return
+        self.touch(section)
+        if bits == FULL == section.free and (section.types is None or _MERGE.issuperset(section.types)):
+            section.types = None if kind is MigrateType.MOVABLE else bytearray([kind]) * _PAGEBLOCKS
+            return
+        first, last = (bits & -bits).bit_length() - 1 >> HUGE_ORDER, bits.bit_length() - 1 >> HUGE_ORDER
+        for pageblock in range(first, last + 1):
+            inside = (bits >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+            free = (section.free >> (pageblock << HUGE_ORDER) & _ONE_PAGEBLOCK).bit_count()
+            if inside and section.type_at(pageblock << HUGE_ORDER) in _MERGE and (free == PAGEBLOCK or 2 * inside >= PAGEBLOCK):
+                section.set_type(pageblock, kind)
 
     def lowest(self, zone: Zone, kind: MigrateType, order: int) -> Section | None:
         """Give the lowest section of a zone that has a chunk of at least this order for pages of this type, other types' too."""
         self.refresh()
         lists = self.lists_of(zone)
-        found = [lists.lowest(self.sections, one, size) for one in _open_to(kind) for size in range(order, _ORDERS)]
-        return min((section for section in found if section is not None), key=lambda section: section.nr, default=None)
+        best: Section | None = None
+        for one in _open_to(kind):
+            totals = lists.totals[one]
+            for size in range(order, _ORDERS):
+                section = lists.lowest(self.sections, one, size) if totals[size] else None
+                if section is not None and (best is None or section.nr < best.nr):
+                    best = section
+        return best
 
     def available(self, zone: Zone, kind: MigrateType, order: int) -> int:
         """Count the free pages of a zone that are in chunks of at least this order and may become pages of this type."""
@@ -471,6 +506,8 @@ class Buddy:
 
 def aligned(bits: int, order: int) -> int:
     """Give those of the pages that are in whole chunks of an order."""
+    if bits == FULL:
+        return FULL
     for step in range(order):
         bits &= (bits >> (1 << step)) & _STARTS[step + 1]
     return spread(bits, order)
@@ -478,6 +515,14 @@ def aligned(bits: int, order: int) -> int:
 
 def runs_of(bits: int) -> Iterator[tuple[int, int]]:
     """Give the runs of bits that are set, as (first, how many)."""
+    if bits == FULL:
+        yield 0, PAGES_PER_SECTION
+        return
+    if (bits ^ bits << 1).bit_count() > 2 * _MANY_RUNS:
+        from memhp.kernel.pagemap import runs_in  # noqa: PLC0415 - NumPy, for what is in many pieces only
+
+        yield from runs_in(bits)
+        return
     place = 0
     while bits:
         gap = (bits & -bits).bit_length() - 1
@@ -495,7 +540,8 @@ def _open_to(kind: MigrateType) -> tuple[MigrateType, ...]:
     return (*_MERGE_ORDER, MigrateType.CMA) if kind is MigrateType.MOVABLE else _MERGE_ORDER
 
 
-def _lowest_bits(bits: int, count: int) -> int:
+def lowest_bits(bits: int, count: int) -> int:
+    """Give the lowest so many bits."""
     # Halve the range until just so many are in it.
     low, high = 0, bits.bit_length()
     while low < high:

@@ -64,8 +64,15 @@ def _migrate_huge(pages: Pages, extent: Extent, zones: list[Zone]) -> bool:
 
 
 def _free_huge_pages(pages: Pages, zones: list[Zone]) -> list[Extent]:
-    blocks = dict.fromkeys(block for zone in zones for block in zone.ascending() if not block.isolated)
-    return [extent for block in blocks for extent in block.used if extent.kind is PageKind.HUGETLB_FREE]
+    pages.huge_pool = {key: one for key, one in pages.huge_pool.items() if one.extents}
+    rank = {zone: number for number, zone in enumerate(zones)}
+    found = [
+        (rank[extent.block.present[0][0]], extent.start_pfn, extent)
+        for one in pages.huge_pool.values()
+        for extent in one.extents
+        if not extent.block.isolated and extent.block.present and extent.block.present[0][0] in rank
+    ]
+    return [extent for _, _, extent in sorted(found, key=lambda one: one[:2])]
 
 
 def _hand_over(pages: Pages, extent: Extent, nr_pages: int, to: Allocation) -> None:

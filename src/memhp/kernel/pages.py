@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, InvalidInput, PageRefusal
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.buddy import Buddy, Section, aligned, runs_of
+from memhp.kernel.buddy import Buddy, Section, aligned, lowest_bits, runs_of
 from memhp.kernel.holdings import Allocation, Extent, Holding, Place
 from memhp.kernel.kinds import HUGE_ORDER, Leaving, MigrateType, PageKind
 from memhp.kernel.migrate import dissolve, migrate
@@ -48,6 +48,8 @@ class Pages:
         self.changed = WaitQueue("page state")
         self.generation = 0
         """Grows with each change that could let a stuck offline go on."""
+        self.huge_pool: dict[int, Allocation] = {}
+        """Allocations of free huge pages, by identity; some may have none any more."""
         self._buddy: Buddy | None = None
         self._chunks: Chunks | None = None
 
@@ -501,21 +503,24 @@ class Pages:
                 missing -= self._take_in(allocation, kind, section, inside, missing)
 
     def _take_in(self, allocation: Allocation, kind: PageKind, section: Section, inside: int, missing: int) -> int:
-        taken = 0
-        for place, length in runs_of(aligned(self.buddy.usable(section, kind.migratetype) & inside, kind.order)):
-            part = min(length, missing - taken)
-            if not part:
-                break
-            self.occupy(allocation, section.block, Pfn(section.start_pfn + place), part, kind)
-            taken += part
-        return taken
+        bits = aligned(self.buddy.usable(section, kind.migratetype) & inside, kind.order)
+        count = bits.bit_count()
+        if count > missing:
+            bits, count = lowest_bits(bits, missing), missing
+        if count:
+            self._occupy_in(allocation, section, bits, kind)
+        return count
 
-    def occupy(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int, kind: PageKind | None = None) -> None:
+    def _occupy_in(self, allocation: Allocation, section: Section, bits: int, kind: PageKind) -> None:
+        self.buddy.claim(section, bits, kind.migratetype)
+        self.buddy.clear(section, bits)
+        for place, length in runs_of(bits):
+            self.record(allocation, section.block, Pfn(section.start_pfn + place), length, kind)
+
+    def occupy(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int) -> None:
         """Note that free pages are in use now. Called with the lock held."""
-        self.buddy.claim_run(start, nr_pages, (kind or allocation.kind).migratetype)
         for section, bits in self.buddy.each(start, nr_pages):
-            self.buddy.clear(section, bits)
-        self.record(allocation, block, start, nr_pages, kind or allocation.kind)
+            self._occupy_in(allocation, section, bits, allocation.kind)
 
     def record(self, allocation: Allocation, block: MemoryBlock, start: Pfn, nr_pages: int, kind: PageKind) -> None:
         """Note whose pages these are, that are not free; a run that goes on grows."""
@@ -525,6 +530,8 @@ class Pages:
             before.nr_pages += nr_pages
             return
         extent = Extent(start, nr_pages, block, allocation, kind)
+        if kind is PageKind.HUGETLB_FREE:
+            self.huge_pool[id(allocation)] = allocation
         block.used.insert(place, extent)
         allocation.extents.append(extent)
 

@@ -1,0 +1,163 @@
+"""What a study gives: a table as CSV or Parquet, and plots as PNG or SVG."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memhp.errors import InvalidInput
+from memhp.study.measure import COLUMNS, REASONS, Row
+from memhp.study.plan import Study
+from memhp.units import format_size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["FORMATS", "Group", "groups_of", "write_results"]
+
+_INSTALL = "pip install 'memhp[study]'"
+
+
+class Group:
+    """The runs with one combination of values, over all seeds.
+
+    Attributes:
+        label: the values of what varies.
+        rows: the runs.
+    """
+
+    def __init__(self, label: str, rows: list[Row]) -> None:
+        self.label = label
+        self.rows = rows
+
+    def mean(self, column: str) -> float:
+        """Give the mean of a column over the seeds."""
+        return statistics.fmean(row[column] for row in self.rows)
+
+    def range(self, column: str) -> tuple[float, float]:
+        """Give the least and the greatest value of a column."""
+        values = [row[column] for row in self.rows]
+        return min(values), max(values)
+
+    @property
+    def stopped(self) -> dict[str, float]:
+        """The blocks that stay, by reason, as shares of all; those that are 0 are left out."""
+        blocks = self.mean("blocks")
+        shares = {reason: self.mean(f"stopped by {reason}") / blocks for reason in REASONS}
+        return {reason: share for reason, share in shares.items() if share}
+
+
+def groups_of(study: Study, rows: list[Row]) -> list[Group]:
+    """Put the rows that differ by their seed alone together."""
+    found: dict[str, Group] = {}
+    for row in rows:
+        label = ", ".join(_shown(name, row[name]) for name in study.varied) or row["workload"]
+        found.setdefault(label, Group(label, [])).rows.append(row)
+    return list(found.values())
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "block_size":
+        return format_size(value)
+    if name == "fill":
+        return f"{value:.0%} used"
+    return str(value) if isinstance(value, str) else f"{name} {value}"
+
+
+def write_results(study: Study, rows: list[Row], directory: Path, formats: tuple[str, ...]) -> list[Path]:
+    """Write the results in each of the formats into a directory, which is made if need be; gives the files.
+
+    Raises:
+        InvalidInput: a format that there isn't, or whose library isn't installed.
+        OSError: a file can't be written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InvalidInput(name, "--format", f"some of {', '.join(FORMATS)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    return [path for name in formats for path in FORMATS[name](study, rows, directory)]
+
+
+def _write_csv(study: Study, rows: list[Row], directory: Path) -> list[Path]:
+    path = directory / "results.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return [path]
+
+
+def _write_parquet(study: Study, rows: list[Row], directory: Path) -> list[Path]:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError as error:
+        raise InvalidInput("parquet", "--format", f"pyarrow ({_INSTALL})") from error
+    path = directory / "results.parquet"
+    table = pa.table({name: [row[name] for row in rows] for name in COLUMNS})
+    pq.write_table(table, path)
+    return [path]
+
+
+def _plots(kind: str) -> Callable[[Study, list[Row], Path], list[Path]]:
+    def write(study: Study, rows: list[Row], directory: Path) -> list[Path]:
+        try:
+            import matplotlib as mpl  # noqa: PLC0415 - an extra, and heavy
+        except ImportError as error:
+            raise InvalidInput(kind, "--format", f"matplotlib ({_INSTALL})") from error
+        mpl.use("Agg")
+        mpl.rcParams["svg.hashsalt"] = "memhp"  # the same results give the same file
+        from matplotlib import pyplot as plt  # noqa: PLC0415
+
+        groups = groups_of(study, rows)
+        paths = []
+        for name, draw in (("gone", _draw_gone), ("stopped", _draw_stopped)):
+            figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(groups)), layout="constrained")
+            draw(axes, groups)
+            axes.set_title(study.title)
+            axes.set_yticks(range(len(groups)), [group.label for group in groups])
+            axes.invert_yaxis()
+            axes.set_xlim(0, 100)
+            path = directory / f"{name}.{kind}"
+            figure.savefig(path, metadata={"Date": None} if kind == "svg" else None)
+            plt.close(figure)
+            paths.append(path)
+        return paths
+
+    return write
+
+
+def _draw_gone(axes: Axes, groups: list[Group]) -> None:
+    places = range(len(groups))
+    isolable = [100 * group.mean("isolable") / group.mean("blocks") for group in groups]
+    gone = [100 * group.mean("share") for group in groups]
+    spread = [[value - 100 * group.range("share")[0] for value, group in zip(gone, groups, strict=True)]]
+    spread.append([100 * group.range("share")[1] - value for value, group in zip(gone, groups, strict=True)])
+    axes.barh(places, isolable, color="#c6dbef", label="nothing unmovable in it")
+    axes.barh(places, gone, height=0.5, color="#2171b5", xerr=spread, label="went offline, one after the other")
+    axes.set_xlabel("% of the blocks (bars: mean, whiskers: range over the seeds)")
+    axes.legend(loc="lower right")
+
+
+def _draw_stopped(axes: Axes, groups: list[Group]) -> None:
+    left = [0.0] * len(groups)
+    for reason in ["gone", *REASONS]:
+        shares = [100 * (group.mean("share") if reason == "gone" else group.stopped.get(reason, 0.0)) for group in groups]
+        if any(shares):
+            colour = "#dddddd" if reason == "gone" else None  # None: the next of the colours
+            axes.barh(range(len(groups)), shares, left=left, label="went offline" if reason == "gone" else reason, color=colour)
+            left = [start + share for start, share in zip(left, shares, strict=True)]
+    axes.set_xlabel("% of the blocks, by what stopped them")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+FORMATS: dict[str, Callable[[Study, list[Row], Path], list[Path]]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "png": _plots("png"),
+    "svg": _plots("svg"),
+}
+"""What writes each format; gives the files."""
