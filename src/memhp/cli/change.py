@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from memhp.abi.tree import DirTree
 from memhp.cli import plan as plan_command
+from memhp.cli.signals import ended_by_signals
 from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human
 from memhp.errors import ChangeFailed, InvalidInput
 from memhp.host.change import Outcome, Result
@@ -117,7 +115,7 @@ def _change(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
         journal=default_directory(),
         progress=progress,
     )
-    with _ended_by_signals(), contextlib.suppress(ChangeFailed, KeyboardInterrupt):
+    with ended_by_signals(), contextlib.suppress(ChangeFailed, KeyboardInterrupt):
         transaction.run()
     outcome = transaction.outcome
     if outcome is None:  # it had not begun
@@ -128,20 +126,6 @@ def _change(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
     else:
         _print(outcome)
     return outcome.result.value
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    # SIGTERM and SIGHUP end a transaction as Ctrl-C does: what was done is undone.
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Progress:

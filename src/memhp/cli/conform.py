@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import memhp.conform
-from memhp.cli.lab import NO_LAB, ended_by_sigterm
-from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED, without_log
+from memhp.cli.lab import NO_LAB, answered
+from memhp.cli.run import FAILED, HELD, without_log
 from memhp.conform.compare import Difference, differences
 from memhp.conform.generate import SHAPES, Generated, generate, write_scenario
 from memhp.conform.play import RealKernel, play_model
 from memhp.conform.recording import Recording, fingerprint
 from memhp.conform.shrink import shrink
-from memhp.errors import InvalidInput, LabError, ScenarioError
+from memhp.errors import InvalidInput, ScenarioError
 from memhp.lab import kernels
 from memhp.lab.plan import make_plan
 from memhp.lab.probes import PROBES
@@ -61,22 +60,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Compare; gives the exit code."""
-    try:
-        with ended_by_sigterm(), without_log():
-            _check(options)
+
+    def compare() -> int:
+        _check(options)
+        with without_log():
             return _Run(options).run()
-    except InvalidInput as error:
-        print(f"memhp: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except LabError as error:
-        print(f"memhp: {error}", file=sys.stderr)
-        return NO_LAB
-    except OSError as error:
-        print(f"memhp: {error.filename or 'the lab'}: {error.strerror}", file=sys.stderr)
-        return NO_LAB
-    except KeyboardInterrupt:
-        print("memhp: interrupted", file=sys.stderr)
-        return INTERRUPTED
+
+    return answered(compare)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from memhp.cli.lab_options import KERNEL, add_guest_commands
 from memhp.cli.run import BAD_INPUT, FAILED, HELD, INTERRUPTED, make_sink
+from memhp.cli.signals import ended_by_signals
 from memhp.errors import InvalidInput, LabError, LabMissing
 from memhp.lab import kernels
 from memhp.lab.play import LabPlayer
 from memhp.lab.probes import PROBES
 from memhp.scenario import load
 
-__all__ = ["NO_LAB", "configure", "ended_by_sigterm", "main"]
+__all__ = ["NO_LAB", "answered", "configure", "main"]
 
 Event = dict[str, Any]
 
@@ -62,9 +61,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run one of the commands of the lab; gives the exit code."""
+    return answered(lambda: _command(options.lab)(options))
+
+
+def answered(command: Callable[[], int]) -> int:
+    """Run a command that asks real kernels; what goes wrong is one line and an exit code."""
     try:
-        with ended_by_sigterm():
-            return _command(options.lab)(options)
+        with ended_by_signals():
+            return command()
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -88,21 +92,6 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     from memhp.cli.lab_guests import COMMANDS  # noqa: PLC0415 - its library is an extra
 
     return COMMANDS[name]
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, and the end of the terminal, end the command as Ctrl-C does, so that the guest ends with it."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _fetch(options: argparse.Namespace) -> int:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
+from memhp.cli.signals import ended_by_signals
 from memhp.errors import MemhpError
 from memhp.host.inventory import Host
 from memhp.host.watch import ChainCalled, Event, Found, Lost, UeventSeen
@@ -58,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
     """Watch until the end; gives the exit code."""
     host = Host()
     try:
-        with _ended_by_sigterm():
+        with ended_by_signals():
             watch = host.watch(trace=options.trace, every=options.all)
             with watch:
                 size = host.block_size
@@ -73,19 +70,6 @@ def main(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return _ENDED
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    # As Ctrl-C does, so that the probes are removed.
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def as_json(event: Event) -> dict[str, Any]:
