@@ -23,7 +23,17 @@ def test_a_whole_command_line() -> None:
     shape = Shape((NodeSpec(GIB), NodeSpec(0)), "memhp_default_state=offline", slots=4, room=8 * GIB)
 
     assert words(shape) == [
-        *("qemu-system-x86_64", "-accel", "tcg", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", "1"),
+        *(
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg,thread=single",
+            "-machine",
+            "pc,nvdimm=off,max-ram-below-4g=3G",
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+        ),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-m", "1024M,slots=4,maxmem=9216M"),
         *("-object", "memory-backend-ram,id=boot0,size=1073741824", "-numa", "node,nodeid=0,cpus=0-0,memdev=boot0"),

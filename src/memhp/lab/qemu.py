@@ -85,7 +85,8 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path, *, ter
     return [
         QEMU,
         # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
-        *("-accel", "tcg", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", str(cpus)),
+        # In one thread: with a thread for each CPU, a kernel that patches itself while another CPU runs there has panicked.
+        *("-accel", "tcg,thread=single", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", str(cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.most >> 20}M"),
         *_numa(shape),
