@@ -19,6 +19,8 @@ __all__ = ["console", "main"]
 
 COMMANDS = {
     "explain": ("memhp.cli.explain", "say of each block whether it would go offline, and why not"),
+    "offline": ("memhp.cli.change", "take memory offline: all that is wanted, or nothing"),
+    "online": ("memhp.cli.change", "bring memory online"),
     "plan": ("memhp.cli.plan", "say which blocks are best to change, and what is left then"),
     "watch": ("memhp.cli.watch", "show what happens to a machine's memory while it happens"),
     "policy": ("memhp.cli.policy", "show or set what happens with memory that is added"),

@@ -13,7 +13,8 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from memhp.abi.paths import MEMORY
 from memhp.abi.proc import MEMINFO, ZONEINFO, parse_meminfo, parse_zoneinfo
@@ -31,14 +32,14 @@ from memhp.events import (
 )
 from memhp.host.evidence import KernelLog, culprits
 from memhp.host.goal import Operation
-from memhp.host.hooks import Hook
+from memhp.host.hooks import Hook, registered
 from memhp.host.journal import Before, Journal
 from memhp.host.plan import Plan, Step
 from memhp.host.writer import Writer, Written, writer_for
-from memhp.notifier import NotifierBlock, NotifierChain, NotifyResult
+from memhp.notifier import NotifierChain, NotifyResult
 from memhp.units import Pfn, format_ids
 
-__all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction"]
+__all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction", "Wishes"]
 
 _ACTIONS = {
     Operation.OFFLINE: (MEM_GOING_OFFLINE, MEM_OFFLINE, MEM_CANCEL_OFFLINE),
@@ -48,6 +49,16 @@ _EXPLAINED = frozenset({errno.EBUSY, errno.EINTR})
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Hears what happens: ``ask``, ``write``, ``done``, ``failed``, ``undo`` with the block's id and more."""
+
+
+class Wishes(TypedDict, total=False):
+    """How to carry a plan out; see :meth:`memhp.host.Host.apply`."""
+
+    timeout: float | None
+    partial: bool
+    hooks: Sequence[Hook]
+    journal: Path | None
+    progress: Progress | None
 
 
 class Result(enum.Enum):
@@ -168,7 +179,7 @@ class Transaction:
         timeout: seconds for each write; None waits for ever.
         partial: whether a part of the goal is welcome.
         hooks: programs to ask and tell, after those of the chain with a priority of at least 0 that are there already.
-        journal: where to note it, None: nowhere.
+        journal: the directory to note it in, None: nowhere.
         progress: hears what happens.
         explain: says of a block why it did not go; None: not asked.
         writer: writes; made for the tree if not given.
@@ -186,7 +197,7 @@ class Transaction:
         timeout: float | None = None,
         partial: bool = False,
         hooks: Sequence[Hook] = (),
-        journal: Journal | None = None,
+        journal: Path | None = None,
         progress: Progress | None = None,
         explain: Callable[[int], str] | None = None,
         writer: Writer | None = None,
@@ -195,19 +206,22 @@ class Transaction:
             raise InvalidInput(timeout, "timeout", "a number of seconds above 0")
         self.tree = tree
         self.plan = plan
-        self.outcome: Outcome | None = None
-        """What came of it, once it has ended, also by an exception."""
         self._chain = chain
         self._timeout = timeout
         self._partial = partial
         self._hooks = tuple(hooks)
-        self._journal = journal
+        self._directory = journal
+        self._journal: Journal | None = None
         self._progress = progress or (lambda what, details: None)
         self._explain = explain
         self._writer = writer or writer_for(tree)
         self._log = KernelLog(tree)
         self._done = _Done()
+        self._begun: float | None = None
+        self._seconds = 0.0
+        self._reason = ""
         self._asked: dict[int, tuple[Step, Operation, MemoryNotify]] = {}
+        self._flying: tuple[Step, Operation, bool] | None = None  # a write whose outcome is not noted yet
 
     def run(self) -> Outcome:
         """Carry it out; what came of it is also in ``outcome``, whatever happens.
@@ -217,40 +231,47 @@ class Transaction:
             HostError: the tree is a copy, or may not be written.
             BaseException: Ctrl-C and the like, after what was done is undone.
         """
-        begun = time.monotonic()
         _check_writable(self.tree)
+        self._begun = time.monotonic()
         if self.plan.problems:
-            self.outcome = self._concluded("; ".join(self.plan.problems), begun)
+            self._reason = "; ".join(self.plan.problems)
             raise ChangeFailed(self.outcome)
-        blocks = [self._chain.register(NotifierBlock(hook, 0, hook.path.name)) for hook in self._hooks]
-        reason = ""
         try:
             self._begin()
-            reason = self._carry_out()
+            with registered(self._chain, self._hooks):
+                self._reason = self._carry_out()
         finally:
-            for block in blocks:
-                block.unregister()
+            self._seconds = time.monotonic() - self._begun
             self._writer.close()
             self._log.close()
-            self.outcome = self._concluded(reason or ("interrupted" if not self._reached else ""), begun)
             if self._journal is not None:
                 self._journal.end()
-        if self.outcome.result is Result.DONE or (
-            self.outcome.result is Result.PARTLY and self._partial and not self.outcome.stuck
-        ):
-            return self.outcome
-        raise ChangeFailed(self.outcome)
+        outcome = self._concluded()
+        if outcome.result is Result.DONE or (outcome.result is Result.PARTLY and self._partial and not outcome.stuck):
+            return outcome
+        raise ChangeFailed(outcome)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of it so far, also after an exception; None if it has not begun."""
+        return None if self._begun is None else self._concluded()
 
     # -- the way there, and back
 
     @property
     def _reached(self) -> bool:
-        done = len(self._done.changed) + (len(self._done.others) if self.plan.exact else 0)
+        done = len(self._held()) + (len(self._done.others) if self.plan.exact else 0)
         return done >= len(self.plan.steps)
 
+    def _held(self) -> list[Step]:
+        # What is changed and neither undone nor stuck.
+        settled = {*self._done.undone, *(block.block for block in self._done.stuck)}
+        return [step for step in self._done.changed if step.block.id not in settled]
+
     def _begin(self) -> None:
-        if self._journal is None:
+        if self._directory is None:
             return
+        self._journal = Journal(self._directory)
         self._journal.begin(self.plan.operation.value, self.plan.goal.text)
         for step in self.plan.steps:
             self._journal.block(_before(step))
@@ -297,35 +318,34 @@ class Transaction:
         return str(self._done.attempts[-1]) if self._done.attempts else "the goal can't be reached"
 
     def _backward(self) -> None:
+        self._land()
         for number in list(self._asked):
             self._tell(number, happened=False)
         if self._partial:
             return
-        steps, self._done.changed = self._done.changed, []
-        while steps:
-            step = steps.pop()
+        for step in reversed(self._done.changed):
             try:
                 self._undo(step)
             except BaseException:
-                for left in [*steps, step]:
-                    now = self._describe(left.block.id)
-                    self._done.stuck.append(Stuck(left.block.id, _was(left), now, "putting it back was interrupted"))
+                self._land()
+                for left in reversed(self._held()):
+                    self._account(left, "putting it back was interrupted")
                 raise
 
     def _undo(self, step: Step) -> None:
         back = _reverse(step, self.plan.operation)
         other = Operation.ONLINE if self.plan.operation is Operation.OFFLINE else Operation.OFFLINE
         self._progress("undo", {"block": step.block.id})
-        if self._ask(back, other, undo=True) and self._write(back, other, undo=True):
-            now = self._describe(step.block.id)
-            if now == _was(step):
-                self._done.undone.append(step.block.id)
-                self._note("undone", step)
-            else:
-                self._done.stuck.append(Stuck(step.block.id, _was(step), now, "the kernel chose that zone"))
-            return
-        why = str(self._done.attempts[-1].text)
-        self._done.stuck.append(Stuck(step.block.id, _was(step), self._describe(step.block.id), why))
+        came = self._ask(back, other, undo=True) and self._write(back, other, undo=True)
+        self._account(step, "the kernel chose that zone" if came else self._done.attempts[-1].text)
+
+    def _account(self, step: Step, why: str) -> None:
+        now = self._describe(step.block.id)
+        if now == _was(step):
+            self._done.undone.append(step.block.id)
+            self._note("undone", step)
+        else:
+            self._done.stuck.append(Stuck(step.block.id, _was(step), now, why))
 
     # -- one block
 
@@ -356,14 +376,7 @@ class Transaction:
     def _call(self, step: Step, action: Any, arg: MemoryNotify) -> NotifyResult:
         block = step.block
         for hook in self._hooks:
-            hook.context = {
-                "MEMHP_BLOCK": f"memory{block.id}",
-                "MEMHP_NODE": str(step.node),
-                "MEMHP_ZONE": step.zone,
-                "MEMHP_START": f"{block.start:#x}",
-                "MEMHP_END": f"{block.end - 1:#x}",
-                "MEMHP_SIZE": str(block.size),
-            }
+            hook.about(block, step.node, step.zone)
         return self._chain.call(action, arg)
 
     def _change(self, step: Step) -> bool:
@@ -391,19 +404,20 @@ class Transaction:
         self._note("write", step)
         self._progress("write", {"block": number, "word": step.word})
         self._log.new()
-        try:
-            written = self._writer.write(f"{MEMORY}/memory{number}/state", step.word, self._timeout)
-        except BaseException:
-            # The write was ended, and came to something or nothing.
-            self._settle(step, operation, undo=undo)
-            raise
+        self._flying = step, operation, undo
+        written = self._writer.write(f"{MEMORY}/memory{number}/state", step.word, self._timeout)
         return self._judge(step, operation, written, undo=undo)
 
-    def _settle(self, step: Step, operation: Operation, *, undo: bool) -> None:
+    def _land(self) -> None:
+        # An exception came between a write and the note of what came of it: the block itself says that.
+        if self._flying is None:
+            return
+        (step, operation, undo), self._flying = self._flying, None
         happened = self._state(step.block.id) == operation.value
         if happened and not undo:
             self._done.changed.append(step)
-        self._tell(step.block.id, happened=happened)
+        if step.block.id in self._asked:
+            self._tell(step.block.id, happened=happened)
 
     def _judge(self, step: Step, operation: Operation, written: Written, *, undo: bool) -> bool:
         number = step.block.id
@@ -411,6 +425,7 @@ class Transaction:
         happened = state == operation.value
         if happened and not undo:
             self._done.changed.append(step)
+        self._flying = None
         self._tell(number, happened=happened)
         if happened:
             self._progress("done", {"block": number, "seconds": written.seconds})
@@ -489,14 +504,15 @@ class Transaction:
         self._done.attempts.append(attempt)
         self._progress("failed", {"block": attempt.block, "text": str(attempt)})
 
-    def _concluded(self, reason: str, begun: float) -> Outcome:
+    def _concluded(self) -> Outcome:
         done = self._done
-        changed = tuple(int(step.block.id) for step in done.changed)
+        changed = tuple(int(step.block.id) for step in self._held())
+        reason = self._reason
         if self._reached and not self.plan.problems and not done.stuck:
             result, reason = Result.DONE, ""
         else:
             result = Result.PARTLY if changed or done.stuck else Result.UNCHANGED
-            reason = reason or self._last_words()
+            reason = reason or "interrupted"
         return Outcome(
             plan=self.plan,
             result=result,
@@ -505,7 +521,7 @@ class Transaction:
             stuck=tuple(done.stuck),
             attempts=tuple(done.attempts),
             others=tuple(done.others),
-            seconds=time.monotonic() - begun,
+            seconds=self._seconds,
             reason=reason,
         )
 

@@ -71,4 +71,4 @@ def culprits(lines: Iterable[str], first_pfn: int, nr_pages: int) -> list[str]:
 
 
 def _times(mapcount: str) -> str:
-    return "not mapped" if mapcount == "0" else f"mapped {mapcount} times"
+    return {"0": "not mapped", "1": "mapped once"}.get(mapcount, f"mapped {mapcount} times")

@@ -13,15 +13,16 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from memhp.errors import HookFailed, HostError
 from memhp.events import MemoryAction, MemoryNotify
-from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifyResult
-from memhp.units import PAGE_SIZE
+from memhp.host.inventory import Block
+from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifierChain, NotifyResult
 
-__all__ = ["DEADLINE", "DEFAULT_HOOKS", "Hook", "hooks_in"]
+__all__ = ["DEADLINE", "DEFAULT_HOOKS", "Hook", "hooks_in", "registered"]
 
 DEFAULT_HOOKS = "/etc/memhp/hooks.d"
 DEADLINE = 30.0
@@ -43,7 +44,6 @@ class Hook:
         self.path = path
         self.deadline = deadline
         self.context: dict[str, str] = {}
-        """Further variables; the transaction says here which block it is about."""
 
     def __call__(self, block: NotifierBlock, action: Any, arg: Any) -> NotifyResult:
         """Run the program for one action.
@@ -70,6 +70,17 @@ class Hook:
         if status:
             raise HookFailed(self.path, f"answered with exit status {status}", status=status, said=said)
         return NOTIFY_OK
+
+    def about(self, block: Block, node: int, zone: str) -> None:
+        """Say which block the next calls are about."""
+        self.context = {
+            "MEMHP_BLOCK": f"memory{block.id}",
+            "MEMHP_NODE": str(node),
+            "MEMHP_ZONE": zone,
+            "MEMHP_START": f"{block.start:#x}",
+            "MEMHP_END": f"{block.end - 1:#x}",
+            "MEMHP_SIZE": str(block.size),
+        }
 
     def _wait(self, process: subprocess.Popen[bytes], begun: float) -> str:
         try:
@@ -105,12 +116,18 @@ def environment(action: MemoryAction, arg: MemoryNotify) -> dict[str, str]:
         "MEMHP_ACTION": action.name,
         "MEMHP_PHASE": _PHASES.get(phase, "done"),
         "MEMHP_OPERATION": way.lower(),
-        "MEMHP_START": f"{arg.start_pfn * PAGE_SIZE:#x}",
-        "MEMHP_END": f"{arg.end_pfn * PAGE_SIZE - 1:#x}",
-        "MEMHP_SIZE": str(arg.nr_pages * PAGE_SIZE),
         "MEMHP_START_PFN": str(int(arg.start_pfn)),
         "MEMHP_NR_PAGES": str(arg.nr_pages),
     }
+
+
+@contextlib.contextmanager
+def registered(chain: NotifierChain, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Have the programs on a chain, in their order, behind what has at least priority 0 there."""
+    with contextlib.ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(chain.register(NotifierBlock(hook, 0, hook.path.name)).unregister)
+        yield
 
 
 def hooks_in(directory: Path, deadline: float = DEADLINE) -> list[Hook]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
 from memhp.abi.formats import parse_hex
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
@@ -21,9 +21,11 @@ from memhp.units import BlockId, PhysAddr
 if TYPE_CHECKING:
     from memhp.abi.directory import Directory
     from memhp.abi.uevent import UeventSource
+    from memhp.host.change import Outcome, Transaction, Wishes
     from memhp.host.explain import Explanation
     from memhp.host.plan import Plan
     from memhp.host.watch import Watch
+    from memhp.notifier import Callback, NotifierBlock, NotifierChain
 
 __all__ = ["Block", "Host", "Inventory", "Policy"]
 
@@ -203,6 +205,7 @@ class Host:
 
     def __init__(self, tree: Tree | None = None) -> None:
         self.tree: Tree = DirTree("/") if tree is None else tree
+        self._chain: NotifierChain | None = None
 
     def __repr__(self) -> str:
         return f"<Host {self.tree!r}>"
@@ -288,6 +291,70 @@ class Host:
         from memhp.host.survey import Survey  # noqa: PLC0415
 
         return make_plan(Survey.take(self), Operation(operation), goal, zone=zone, node=node, keep_free=keep_free)
+
+    def apply(self, plan: Plan, **wishes: Unpack[Wishes]) -> Outcome:
+        """Carry a plan out as one transaction: all of it, or nothing; see :mod:`memhp.host.change`.
+
+        The tree must be one that can be written: ``Host(DirTree("/", writable=True))``. Who takes part says so before with
+        :meth:`hotplug_memory_notifier`.
+
+        Args:
+            plan: from :meth:`plan`.
+            **wishes: ``timeout``: seconds for each block; without it a change waits as long as the kernel tries, which may be for
+                ever. ``partial``: keep what could be done if not all of it can be. ``hooks``: programs that take part, too.
+                ``journal``: the directory to note it in, so that the next run can account for one that was killed.
+                ``progress``: hears what happens.
+
+        Raises:
+            ChangeFailed: the goal isn't reached; ``outcome`` says exactly what holds.
+            HostError: a copy, or files that can't be read.
+        """
+        return self.transaction(plan, **wishes).run()
+
+    def transaction(self, plan: Plan, **wishes: Unpack[Wishes]) -> Transaction:
+        """Prepare what :meth:`apply` does; its ``outcome`` is there also after Ctrl-C."""
+        from memhp.host.change import Transaction  # noqa: PLC0415
+
+        return Transaction(
+            self.tree,
+            plan,
+            chain=self.memory_chain,
+            timeout=wishes.get("timeout"),
+            partial=wishes.get("partial", False),
+            hooks=wishes.get("hooks", ()),
+            journal=wishes.get("journal"),
+            progress=wishes.get("progress"),
+            explain=lambda number: self.explain([number])[0].sentence,
+        )
+
+    @property
+    def memory_chain(self) -> NotifierChain:
+        """The chain of those who take part in changes that are made through this object."""
+        from memhp.notifier import NotifierChain  # noqa: PLC0415
+
+        if self._chain is None:
+            self._chain = NotifierChain("memory_chain of userland")
+        return self._chain
+
+    @overload
+    def hotplug_memory_notifier(self, callback: Callback, priority: int = 0) -> NotifierBlock: ...
+
+    @overload
+    def hotplug_memory_notifier(self, callback: None = None, priority: int = 0) -> Callable[[Callback], NotifierBlock]: ...
+
+    def hotplug_memory_notifier(
+        self, callback: Callback | None = None, priority: int = 0
+    ) -> NotifierBlock | Callable[[Callback], NotifierBlock]:
+        """Register a callback for changes made through this object, as the kernel's function of that name does; or decorate one.
+
+        It is called with MEM_GOING_* before anything is written, and may refuse; then with what came of it. The kernel's own
+        callbacks don't hear of it, nor does this one of changes that others make.
+        """
+        from memhp.notifier import NotifierBlock  # noqa: PLC0415
+
+        if callback is None:
+            return lambda function: self.memory_chain.register(NotifierBlock(function, priority), unique_callback=True)
+        return self.memory_chain.register(NotifierBlock(callback, priority), unique_callback=True)
 
     def watch(self, source: UeventSource | None = None, *, trace: bool = False, every: bool = False) -> Watch:
         """Give a watcher of what happens to the memory; see :class:`memhp.host.watch.Watch`.

@@ -153,7 +153,9 @@ class ProcessWriter:
             process.wait(self._grace)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._process is None:
             command = [sys.executable, "-I", "-S", "-c", _HELPER, str(os.getpid())]
             process = subprocess.Popen(  # noqa: S603 - Python with the program above
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,10 @@ class SysfsTree:
     def write(self, path: str, data: str | bytes) -> int:
         """Write to the file, as one ``write()``; gives the number of bytes taken."""
         return self.open(path, writing=True).write(data)
+
+    def interrupt(self, thread: threading.Thread) -> None:
+        """Send a signal to a thread that writes; see :meth:`~memhp.kernel.machine.Machine.send_signal`."""
+        self._machine.send_signal(thread)
 
     def open(self, path: str, *, writing: bool = False) -> SysfsFile:
         """Open a file, for reading or for writing; it stays bound to its device, and fails with ENODEV once that is gone.
