@@ -53,11 +53,12 @@ def test_what_is_said_not_to_go_does_not_go(series: str) -> None:
 
 
 def test_what_is_said_to_go_goes(series: str) -> None:
-    """But for pins, which nobody can see: of those that cost something, one may hold a page of the pipe."""
+    """But for pins, which nobody can see: of those that cost something, two may hold pages of the pipe, which may lie in both."""
     blocks = judged(series)
     assert [block for block in blocks if block["verdict"] == "yes" and block["came"]] == []
     costs = [block["came"] for block in blocks if block["verdict"] == "costs"]
-    assert costs.count("EINTR") <= 1
+    assert costs.count("EINTR") <= 2
+    assert "" in costs
     assert set(costs) <= {"", "EINTR"}
 
 

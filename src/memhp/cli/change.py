@@ -21,7 +21,6 @@ from memhp.host.hooks import DEADLINE, DEFAULT_HOOKS, Hook, hooks_in
 from memhp.host.inventory import Host
 from memhp.host.journal import Entry, default_directory, forget, locked, unfinished
 from memhp.host.plan import Plan
-from memhp.host.recover import account, recover
 from memhp.units import format_ids
 
 __all__ = ["TIMEOUT", "configure", "main", "to_json"]
@@ -205,6 +204,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _reported(host: Host, entry: Entry) -> str:
+    from memhp.host.recover import account  # noqa: PLC0415 - only where there is something to account for
+
     lines = account(host, entry)
     begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.started))
     head = f"memhp: a transaction ({entry.operation} {entry.goal}, of {begun}, process {entry.pid}) was killed before its end."
@@ -213,6 +214,8 @@ def _reported(host: Host, entry: Entry) -> str:
 
 
 def _settle(options: argparse.Namespace, host: Host, hooks: list[Hook], left: list[Entry]) -> int:
+    from memhp.host.recover import recover  # noqa: PLC0415 - as above
+
     if not left:
         print("no transaction was left behind")
     code = 0

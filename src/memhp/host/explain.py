@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from memhp.abi.proc import covered_pages
 from memhp.errors import InvalidInput, errno_name
@@ -312,33 +312,45 @@ def _check_huge(survey: Survey, case: _Case, frames: BlockFrames) -> None:
 
 def _conclude(survey: Survey, case: _Case) -> Explanation:
     frames = case.frames
-    targets = tuple((node, survey.free_pages(node)) for node in survey.targets(case.node))
-    known = Explanation(case.block, case.node, Verdict.UNKNOWN, tuple(case.gaps), tuple(case.doubts), targets=targets)
+    least = most = stop = None
     if frames is not None:
         least = frames.count(FrameKind.ANON, FrameKind.FILE) + frames.huge_mapped
-        most = least + frames.count(FrameKind.HUGETLB) - frames.huge_mapped + frames.count(FrameKind.OFF_LRU)
+        most = least + frames.count(FrameKind.HUGETLB, FrameKind.OFF_LRU) - frames.huge_mapped
         stop = frames.first_reserved if case.movable_zone else frames.first_stop
-        known = replace(known, pages=dict(frames.counts), move_pages=least, move_at_most=most, first_stop=stop)
+    verdict, reasons = _verdict(survey, case, most)
+    return Explanation(
+        block=case.block,
+        node=case.node,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        doubts=(*case.doubts, "whether a page is pinned") if verdict is Verdict.COSTS else tuple(case.doubts),
+        pages=None if frames is None else frames.counts,
+        move_pages=least,
+        move_at_most=most,
+        first_stop=stop,
+        targets=survey.room_for(case.node),
+    )
+
+
+def _verdict(survey: Survey, case: _Case, most: int | None) -> tuple[Verdict, list[Reason]]:
     if case.stops:
-        return replace(known, verdict=Verdict.NO, reasons=tuple(case.stops))
-    if frames is None or case.gaps:
-        return known
-    if short := _short_of_room(known):
-        return replace(known, reasons=(short,))
-    if not known.move_at_most:
-        return replace(known, verdict=Verdict.YES)
-    return replace(known, verdict=Verdict.COSTS, doubts=(*known.doubts, "whether a page is pinned"))
+        return Verdict.NO, case.stops
+    if case.frames is None or most is None or case.gaps:
+        return Verdict.UNKNOWN, case.gaps
+    if short := _short_of_room(survey, case, case.frames, most):
+        return Verdict.UNKNOWN, [short]
+    return (Verdict.COSTS if most else Verdict.YES), []
 
 
-def _short_of_room(known: Explanation) -> Reason | None:
-    free = [pages for _, pages in known.targets]
-    if not known.move_at_most or None in free:
+def _short_of_room(survey: Survey, case: _Case, frames: BlockFrames, most: int) -> Reason | None:
+    targets = survey.room_for(case.node)
+    free = [pages for _, pages in targets if pages is not None]
+    if not most or len(free) < len(targets):
         return None
-    there = sum(pages for pages in free if pages is not None)
-    if known.targets[0][0] == known.node and known.pages is not None:
-        there -= known.pages.get(FrameKind.FREE, 0)
-    if known.move_at_most <= there:
+    there = sum(free)
+    if targets[0][0] == case.node:
+        there -= frames.count(FrameKind.FREE)
+    if most <= there:
         return None
-    nodes = ", ".join(str(node) for node, _ in known.targets)
-    text = f"{known.move_at_most} pages must move, and node {nodes} has only {max(0, there)} free ones"
-    return Reason(Cause.ROOM, text, pages=known.move_at_most)
+    nodes = ", ".join(str(node) for node, _ in targets)
+    return Reason(Cause.ROOM, f"{most} pages must move, and node {nodes} has only {max(0, there)} free ones", pages=most)

@@ -242,9 +242,13 @@ def _distinct_in_bulk(words: array[int]) -> Iterator[Distinct]:
         return
     starts = np.empty(len(ends) + 2, np.int64)
     starts[0], starts[1:-1], starts[-1] = 0, ends + 1, len(words)
-    values, first, which = np.unique(numbers[starts[:-1]], return_index=True, return_inverse=True)
+    runs = numbers[starts[:-1]]
+    values = np.unique(runs)
+    which = np.searchsorted(values, runs)  # sorting the runs for np.unique(return_inverse=True) would take three times as long
     counts = np.bincount(which, starts[1:] - starts[:-1])
-    yield from zip(values.tolist(), map(int, counts.tolist()), starts[first].tolist(), strict=True)
+    for index, (value, count) in enumerate(zip(values.tolist(), counts.tolist(), strict=True)):
+        first = int(starts[int((which == index).argmax())]) if kind_of(value).fate is Fate.STOPS else None
+        yield value, int(count), first
 
 
 def _fill(file: BinaryFile, words: array[int], start_pfn: int) -> int:

@@ -292,27 +292,6 @@ class Host:
 
         return make_plan(Survey.take(self), Operation(operation), goal, zone=zone, node=node, keep_free=keep_free)
 
-    def watch(self, source: UeventSource | None = None, *, trace: bool = False, every: bool = False) -> Watch:
-        """Give a watcher of what happens to the memory; see :class:`memhp.host.watch.Watch`.
-
-        Args:
-            source: the machine's uevents, of a model ``machine.uevents``; those of this machine's kernel if not given.
-            trace: hear the calls of this machine's notifier chain too; needs root.
-            every: uevents of devices that are no memory too.
-        """
-        from memhp.host.watch import Watch  # noqa: PLC0415 - a listing needs none of it
-
-        if not trace:
-            return Watch(self, source, every=every)
-        from memhp.host.trace import ChainTracer  # noqa: PLC0415 - likewise
-
-        tracer = ChainTracer()
-        try:
-            return Watch(self, source, tracer=tracer, every=every)
-        except BaseException:
-            tracer.close()
-            raise
-
     def apply(self, plan: Plan, **wishes: Unpack[Wishes]) -> Outcome:
         """Carry a plan out as one transaction: all of it, or nothing; see :mod:`memhp.host.change`.
 
@@ -376,6 +355,27 @@ class Host:
         if callback is None:
             return lambda function: self.memory_chain.register(NotifierBlock(function, priority), unique_callback=True)
         return self.memory_chain.register(NotifierBlock(callback, priority), unique_callback=True)
+
+    def watch(self, source: UeventSource | None = None, *, trace: bool = False, every: bool = False) -> Watch:
+        """Give a watcher of what happens to the memory; see :class:`memhp.host.watch.Watch`.
+
+        Args:
+            source: the machine's uevents, of a model ``machine.uevents``; those of this machine's kernel if not given.
+            trace: hear the calls of this machine's notifier chain too; needs root.
+            every: uevents of devices that are no memory too.
+        """
+        from memhp.host.watch import Watch  # noqa: PLC0415 - a listing needs none of it
+
+        if not trace:
+            return Watch(self, source, every=every)
+        from memhp.host.trace import ChainTracer  # noqa: PLC0415 - likewise
+
+        tracer = ChainTracer()
+        try:
+            return Watch(self, source, tracer=tracer, every=every)
+        except BaseException:
+            tracer.close()
+            raise
 
     def _block_size(self) -> int:
         path = f"{MEMORY}/block_size_bytes"

@@ -114,6 +114,17 @@ class Survey:
         """
         return tuple(other for other in self.memory_nodes if other != node) or (node,)
 
+    def room_for(self, node: int) -> tuple[tuple[int, int | None], ...]:
+        """Give those nodes with their free pages (None: unknown)."""
+        known = self._rooms.get(node)
+        if known is None:
+            known = self._rooms[node] = tuple((target, self.free_pages(target)) for target in self.targets(node))
+        return known
+
+    @functools.cached_property
+    def _rooms(self) -> dict[int, tuple[tuple[int, int | None], ...]]:
+        return {}
+
     def huge_pools(self, node: int | None = None) -> list[HugePool]:
         """Give the pools of huge pages of a node, or of the machine."""
         base = "/sys/kernel/mm/hugepages" if node is None else f"{NODE}/node{node}/hugepages"
