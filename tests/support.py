@@ -12,6 +12,7 @@ import pytest
 
 from memhp import NOTIFY_OK, HotplugError, Machine, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules
 from memhp.errors import errno_name
+from memhp.locking import switch
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -93,8 +94,6 @@ class Running(threading.Thread):
 
 def until_parked(thread: threading.Thread) -> None:
     """Wait until a thread waits for a lock or for pages; it polls nothing, the switch point says when."""
-    from memhp.locking import switch
-
     task = switch.task_of(thread)
     parked = threading.Event()
     with switch.guard:
@@ -108,6 +107,20 @@ def until_parked(thread: threading.Thread) -> None:
 Boot = Callable[..., Machine]
 PRIORITIES = (200, 0, -1)
 Answers = dict[int, dict[MemoryAction, NotifyResult | BaseException]]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, *, when_woken: bool) -> None:
+    """Let Ctrl-C arrive in the thread of that name while it is parked: before it is woken, or just after."""
+    wait = switch.Waiter.wait
+
+    def interrupted(waiter: switch.Waiter) -> bool:
+        if waiter.task.name != name:
+            return wait(waiter)
+        while when_woken and not wait(waiter):
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(switch.Waiter, "wait", interrupted)
 
 
 def with_node_1(boot: Boot, rules: Rules = Rules.LINUX_6_1, blocks: int = 4, **options: Any) -> Machine:

@@ -12,7 +12,7 @@ import pytest
 
 from memhp import DeadlockError, LockError
 from memhp.locking import Mode, Mutex, WaitQueue, switch
-from support import Running, in_thread, until_parked
+from support import Running, in_thread, interrupt, until_parked
 
 
 class Holder:
@@ -39,20 +39,6 @@ class Holder:
     def let_die(self) -> None:
         self._abandon = True
         self._go.set()
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, *, when_woken: bool) -> None:
-    """Let Ctrl-C arrive in the thread of that name while it is parked: before it is woken, or just after."""
-    wait = switch.Waiter.wait
-
-    def interrupted(waiter: switch.Waiter) -> bool:
-        if waiter.task.name != name:
-            return wait(waiter)
-        while when_woken and not wait(waiter):
-            pass
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(switch.Waiter, "wait", interrupted)
 
 
 def parked(thread: threading.Thread) -> bool:
@@ -313,21 +299,9 @@ class Following:
         until_parked(self.thread)
 
 
-def test_a_grant_that_comes_just_when_the_waiter_looks_around_is_no_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("late_waiters")
+def test_a_grant_that_comes_just_when_the_waiter_looks_around_is_no_deadlock() -> None:
     """Once a second a waiter looks whether its owner lives; if the lock is its own by then, it has it."""
-    wait = switch.Waiter.wait
-
-    looked: set[switch.Waiter] = set()
-
-    def late(waiter: switch.Waiter) -> bool:
-        # The second is over, and before the guard is taken again the lock is granted.
-        while not waiter.woken:
-            wait(waiter)
-        again = waiter in looked
-        looked.add(waiter)
-        return again
-
-    monkeypatch.setattr(switch.Waiter, "wait", late)
     mutex = Mutex("m")
     holder = Holder(mutex)
 

@@ -11,7 +11,7 @@ import pytest
 
 from memhp import DeadlockError, LockError
 from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore, switch
-from support import in_thread, until_parked
+from support import in_thread, interrupt, until_parked
 
 VARIANTS: dict[str, Callable[[], PercpuRwSemaphore]] = {
     "with the GIL": lambda: PercpuRwSemaphore("sem", gil=True),
@@ -64,20 +64,6 @@ class Inside:
 def parked(inside: Inside) -> bool:
     with switch.guard:
         return switch.task_of(inside.thread).waiting is not None
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, *, when_woken: bool) -> None:
-    """Let Ctrl-C arrive in the thread of that name while it is parked: before it is woken, or just after."""
-    wait = switch.Waiter.wait
-
-    def interrupted(waiter: switch.Waiter) -> bool:
-        if waiter.task.name != name:
-            return wait(waiter)
-        while when_woken and not wait(waiter):
-            pass
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(switch.Waiter, "wait", interrupted)
 
 
 def test_readers_read_together(sem: PercpuRwSemaphore) -> None:
@@ -342,23 +328,9 @@ def test_ctrl_c_while_a_writer_waits_for_readers_lets_readers_in_again(
     assert log == ["R1", "R2", "W"]
 
 
-def test_a_grant_that_comes_just_when_the_waiter_looks_around_is_no_deadlock(
-    sem: PercpuRwSemaphore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("late_waiters")
+def test_a_grant_that_comes_just_when_the_waiter_looks_around_is_no_deadlock(sem: PercpuRwSemaphore) -> None:
     """Once a second a waiter looks whether those it waits for live; if it was let in by then, it is in."""
-    wait = switch.Waiter.wait
-
-    looked: set[switch.Waiter] = set()
-
-    def late(waiter: switch.Waiter) -> bool:
-        # The second is over, and before the guard is taken again the semaphore is granted.
-        while not waiter.woken:
-            wait(waiter)
-        again = waiter in looked
-        looked.add(waiter)
-        return again
-
-    monkeypatch.setattr(switch.Waiter, "wait", late)
     log: list[str] = []
     first = Inside(sem, "write", "W1", log).arrived()
     second = Inside(sem, "write", "W2", log).waits()
