@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,29 @@ from memhp.scenario import load
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 CONTRIBUTORS = (ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md")
-PAGES = (*READMES, *sorted((ROOT / "docs").glob("*.md")))
+ENGLISH = tuple(sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*READMES, *ENGLISH)
+CHINESE = tuple(sorted((ROOT / "docs" / "zh").glob("*.md")))
+UNTRANSLATED = frozenset(
+    f"{name}.md"
+    for name in (
+        *("index", "lab", "conform", "scenarios", "study", "pages", "policies", "firmware", "drivers", "explore", "machine"),
+        *("notifier", "locks", "rules", "abi", "glossary", "linux-behaviour", "run-json"),
+    )
+)
+"""Names of pages that have no Chinese version yet."""
+VERSIONS = {READMES[0]: READMES[1]} | {page: page.parent / "zh" / page.name for page in ENGLISH if page.name not in UNTRANSLATED}
+"""Each English page, and where its Chinese version is."""
 FACTS = ROOT / "docs" / "linux-behaviour.md"
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"\b\d+(\.\d+)?(e-\d+)? (us|ms|s)\b")
 FACT = re.compile(r"^\*\*(\d+\.\d+[a-z]?)\*\*(.*?)(?=^\*\*\d+\.\d+[a-z]?\*\*|^#|\Z)", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"(?<!\S)#(?!!).*")
+COMMENTED = frozenset({"python", "py", "sh", "yaml"})
+"""Languages in which the Chinese pages may have comments of their own."""
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+NAME = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 SUMMARIES = frozenset({"13"})
 """Sections that only repeat facts of others."""
@@ -142,7 +160,7 @@ def test_scenarios_load(page: Path, tmp_path: Path) -> None:
             load(file)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CONTRIBUTORS], ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE, *CONTRIBUTORS], ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link is a file, and its anchor a heading there."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -159,23 +177,53 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_both_readmes_have_the_same_structure_and_the_same_code() -> None:
-    """The Chinese README has the headings, code blocks and links of the English one."""
-    english, chinese = (page.read_text(encoding="utf-8") for page in READMES)
-    assert levels(chinese) == levels(english)
-    assert [match.group() for match in FENCE.finditer(chinese)] == [match.group() for match in FENCE.finditer(english)]
-    others = {page.name for page in READMES}
-    assert links(chinese) - others == links(english) - others
-    assert READMES[0].name in links(chinese)
-    assert READMES[1].name in links(english)
+# -- the Chinese pages
+
+
+def test_every_page_has_a_chinese_version() -> None:
+    """And no Chinese page has lost its English one."""
+    assert {page.name for page in CHINESE} == {page.name for page in ENGLISH} - UNTRANSLATED
+
+
+@pytest.mark.parametrize(("english", "chinese"), VERSIONS.items(), ids=[named(page) for page in VERSIONS])
+def test_both_versions_of_a_page_have_the_same_structure(english: Path, chinese: Path) -> None:
+    """The Chinese page has the headings, tables, code, names in backquotes, facts and links of the English one."""
+    texts = english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
+    for part in (levels, tables, code, names, fact_numbers):
+        theirs, ours = map(part, texts)
+        assert ours == theirs, part.__name__
+    at_the_top = [re.fullmatch(r"\[.*\]\((.*)\)", text.splitlines()[2]) for text in texts]
+    assert [link and (page.parent / link[1]).resolve() for link, page in zip(at_the_top, (english, chinese), strict=True)] == [
+        chinese,
+        english,
+    ]
+    theirs, ours = (links(page) - Counter({(english, False): 1, (chinese, False): 1}) for page in (english, chinese))
+    assert ours == Counter({(VERSIONS.get(page, page), anchor): times for (page, anchor), times in theirs.items()})
 
 
 def levels(text: str) -> list[int]:
     return [len(marks) for marks in re.findall(r"^(#+) ", FENCE.sub("", text), re.MULTILINE)]
 
 
-def links(text: str) -> set[str]:
-    return {target for target, _ in LINK.findall(FENCE.sub("", text))}
+def tables(text: str) -> list[list[int]]:
+    """Count the bars in each row of each table."""
+    return [[row.count("|") - row.count("\\|") for row in table.splitlines()] for table in TABLE.findall(FENCE.sub("", text))]
+
+
+def code(text: str) -> list[str]:
+    """Give each block of code with its info string, without the words of its comments."""
+    found = (match.group() for match in FENCE.finditer(text))
+    return [COMMENT.sub("#", block) if re.match(r"```(\w*)", block)[1] in COMMENTED else block for block in found]
+
+
+def names(text: str) -> set[str]:
+    return {" ".join(name.split()) for name in NAME.findall(FENCE.sub("", text))}
+
+
+def links(page: Path) -> Counter[tuple[Path, bool]]:
+    """Count the links of a page: the file to which one leads, and whether it leads to a place in it."""
+    found = LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    return Counter(((page.parent / target).resolve() if target else page, bool(anchor)) for target, anchor in found)
 
 
 # -- the facts
@@ -198,9 +246,13 @@ def marked() -> dict[str, str]:
 
 def test_each_fact_stands_once_and_in_order() -> None:
     """No number is used twice, and they ascend within the page."""
-    numbers = [number for number, _ in FACT.findall(FACTS.read_text(encoding="utf-8"))]
+    numbers = fact_numbers(FACTS.read_text(encoding="utf-8"))
     assert len(numbers) > 150
     assert numbers == sorted(numbers, key=place)
+
+
+def fact_numbers(text: str) -> list[str]:
+    return [number for number, _ in FACT.findall(text)]
 
 
 def place(number: str) -> tuple[int, int, str]:
