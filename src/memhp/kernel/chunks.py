@@ -202,12 +202,15 @@ class Chunks:
         return taken
 
     def _claimed(self, taken: list[tuple[Section, int]], order: int) -> Pfns:
-        parts = []
+        # One array is filled piece by piece: fresh memory for each step would cost more than the step.
+        pfns = np.empty(sum(bits.bit_count() for _, bits in taken) >> order, np.int64)
+        end = 0
         for section, bits in taken:
             section.singles += bits.bit_count()
-            places = to_places(bits)
-            parts.append((places[:: 1 << order] if order else places) + section.start_pfn)
-        return np.concatenate(parts)
+            places = to_places(bits)[:: 1 << order]
+            begin, end = end, end + len(places)
+            np.add(places, section.start_pfn, out=pfns[begin:end])
+        return pfns
 
     def _passing(self, zones: list[Zone], order: int, wanted: MigrateType, *, emergency: bool) -> list[Zone]:
         # get_page_from_freelist(): all zones down to low, then all down to min.

@@ -47,6 +47,11 @@ def to_places(bits: int) -> Pfns:
     return np.flatnonzero(np.unpackbits(raw, bitorder="little"))
 
 
+def _pieces(pfns: Pfns) -> Iterator[slice]:
+    # Intermediate results of a piece fit into the cache, and need no fresh memory each time.
+    return (slice(low, low + PAGES_PER_SECTION) for low in range(0, len(pfns), PAGES_PER_SECTION))
+
+
 def runs_in(bits: int) -> list[tuple[int, int]]:
     """Give the runs of bits that are set, as :func:`~memhp.kernel.buddy.runs_of` does, for sections in many pieces."""
     places = to_places(bits)
@@ -237,8 +242,12 @@ class PageMap:
             self.owner[pfns] = owner
             self.index[pfns] = index
             return
+        for piece in _pieces(pfns):
+            self._write_some(pfns[piece], kind, owner, index[piece])
+
+    def _write_some(self, pfns: Pfns, kind: PageKind, owner: int, index: npt.NDArray[np.uint32]) -> None:
         # Whole runs of pages are written as such, which is ten times as fast as page by page.
-        ends = np.flatnonzero(np.diff(pfns) != 1) + 1
+        ends = np.flatnonzero(pfns[1:] - pfns[:-1] != 1) + 1
         if len(ends) > len(pfns) // 64:
             self.kind[pfns], self.owner[pfns], self.index[pfns] = kind.code, owner, index
             return
@@ -255,14 +264,17 @@ class PageMap:
         low, high = (int(pfns.min()), int(pfns.max()))
         if low < 0 or high >= self.end_pfn:
             raise InvalidInput(hex(low if low < 0 else high), "free", "the page frame of a page that exists")
-        if (self.owner[pfns] != array.id).any():
-            raise self._strange(array, pfns)
+        # All page frames exist, so the fastest way to read at them is safe: the one that would wrap around.
+        for piece in _pieces(pfns):
+            if (self.owner.take(pfns[piece], mode="wrap") != array.id).any():
+                raise self._strange(array, pfns)
         listed = array._all  # noqa: SLF001 - lists and map are one
-        places = self.index[pfns].astype(np.int64)  # NumPy is slower with other types of index
-        listed[places] = -1
+        for piece in _pieces(pfns):
+            places = self.index.take(pfns[piece], mode="wrap")
+            listed[places.astype(np.int64)] = -1  # NumPy is slower with other types of index
         lost = int(np.count_nonzero(listed < 0))
         if lost - array.lost != len(pfns):
-            listed[places] = pfns
+            listed[self.index[pfns]] = pfns
             values, counts = np.unique(pfns, return_counts=True)
             raise InvalidInput(hex(int(values[counts.argmax()])), "free", "pages that are each named once")
         array.lost = lost
