@@ -177,6 +177,16 @@ TestBuddyAgainstNaive = BuddyAgainstNaive.TestCase
 TestBuddyAgainstNaive.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
+def test_many_pages_of_another_type_come_from_the_largest_chunk_each() -> None:
+    """Of two chunks of 32 pages in pageblocks that can't be claimed each gives a page, and not one of them both."""
+    both = BuddyAgainstNaive()
+    both.alloc_many(count=101, order=4, kind=MigrateType.RECLAIMABLE)
+    both.alloc_many(count=88, order=2, kind=MigrateType.RECLAIMABLE)
+    both.alloc_many(count=2, order=0, kind=MigrateType.UNMOVABLE)
+    assert both.held[-2:] == [(32704, 0), (32736, 0)]
+    both.same()
+
+
 def test_chunks_are_the_coarsest_division() -> None:
     """Five free pages from page 3 on are 1 + 4; from page 4 on 4 + 1."""
 
