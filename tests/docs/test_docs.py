@@ -36,7 +36,6 @@ VERSIONS = {READMES[0]: READMES[1]} | {page: page.parent / "zh" / page.name for 
 FACTS = ROOT / "docs" / "linux-behaviour.md"
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-INFO = re.compile(r"^```(\w*)")
 TIME = re.compile(r"\b\d+(\.\d+)?(e-\d+)? (us|ms|s)\b")
 FACT = re.compile(r"^\*\*(\d+\.\d+[a-z]?)\*\*(.*?)(?=^\*\*\d+\.\d+[a-z]?\*\*|^#|\Z)", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?<!\S)#(?!!).*")
@@ -213,8 +212,8 @@ def tables(text: str) -> list[list[int]]:
 
 def code(text: str) -> list[str]:
     """Give each block of code with its info string, without the words of its comments."""
-    found = (match.group() for match in FENCE.finditer(text))
-    return [COMMENT.sub("#", block) if INFO.findall(block)[0] in COMMENTED else block for block in found]
+    found = FENCE.finditer(text)
+    return [COMMENT.sub("#", one.group()) if one["info"].split(" ")[0] in COMMENTED else one.group() for one in found]
 
 
 def names(text: str) -> set[str]:

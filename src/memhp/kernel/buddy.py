@@ -373,7 +373,7 @@ class Buddy:
         section, place, size = found
         # What stays another type's is taken chunk by chunk: the next one comes from what is the largest then. Small ones for
         # movable pages don't: the rest of the smallest is the smallest again.
-        whole = section.type_at(place) is kind or size < HUGE_ORDER // 2 and kind is MigrateType.MOVABLE
+        whole = section.type_at(place) is kind or (size < HUGE_ORDER // 2 and kind is MigrateType.MOVABLE)
         return section, bits_of(place, min(missing, 1 << size) if whole else 1 << order)
 
     def _part(self, zone: Zone, section: Section, kind: int, order: int, missing: int) -> int:
