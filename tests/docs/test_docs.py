@@ -23,13 +23,7 @@ CONTRIBUTORS = (ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md")
 ENGLISH = tuple(sorted((ROOT / "docs").glob("*.md")))
 PAGES = (*READMES, *ENGLISH)
 CHINESE = tuple(sorted((ROOT / "docs" / "zh").glob("*.md")))
-UNTRANSLATED = frozenset(
-    f"{name}.md"
-    for name in (
-        *("index", "lab", "conform", "scenarios", "study", "pages", "policies", "firmware", "drivers", "explore", "machine"),
-        *("notifier", "locks", "rules", "abi", "glossary", "linux-behaviour", "run-json"),
-    )
-)
+UNTRANSLATED = frozenset({"abi.md", "explore.md", "linux-behaviour.md", "locks.md", "run-json.md"})
 """Names of pages that have no Chinese version yet."""
 VERSIONS = {READMES[0]: READMES[1]} | {page: page.parent / "zh" / page.name for page in ENGLISH if page.name not in UNTRANSLATED}
 """Each English page, and where its Chinese version is."""
@@ -212,8 +206,10 @@ def tables(text: str) -> list[list[int]]:
 
 def code(text: str) -> list[str]:
     """Give each block of code with its info string, without the words of its comments."""
-    found = FENCE.finditer(text)
-    return [COMMENT.sub("#", one.group()) if one["info"].split(" ")[0] in COMMENTED else one.group() for one in found]
+    return [
+        COMMENT.sub("#", block.group()) if block["info"].partition(" ")[0] in COMMENTED else block.group()
+        for block in FENCE.finditer(text)
+    ]
 
 
 def names(text: str) -> set[str]:
