@@ -23,7 +23,7 @@ CONTRIBUTORS = (ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md")
 ENGLISH = tuple(sorted((ROOT / "docs").glob("*.md")))
 PAGES = (*READMES, *ENGLISH)
 CHINESE = tuple(sorted((ROOT / "docs" / "zh").glob("*.md")))
-UNTRANSLATED = frozenset({"abi.md", "explore.md", "linux-behaviour.md", "locks.md", "run-json.md"})
+UNTRANSLATED = frozenset({"linux-behaviour.md"})
 """Names of pages that have no Chinese version yet."""
 VERSIONS = {READMES[0]: READMES[1]} | {page: page.parent / "zh" / page.name for page in ENGLISH if page.name not in UNTRANSLATED}
 """Each English page, and where its Chinese version is."""
