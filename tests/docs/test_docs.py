@@ -135,7 +135,7 @@ def run_console_blocks(page: Path, tmp_path: Path, *, live: bool) -> None:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
-                    timeout=60,
+                    timeout=300,
                     check=False,
                 )
                 code = ran.returncode
