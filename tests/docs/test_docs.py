@@ -35,6 +35,7 @@ COMMENTED = frozenset({"python", "py", "sh", "yaml"})
 """Languages in which the Chinese pages may have comments of their own."""
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 NAME = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+NUMBER = re.compile(r"(?<![A-Za-z0-9_.])\d(?:[\d.,]*\d)?")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 SUMMARIES = frozenset({"13"})
 """Sections that only repeat facts of others."""
@@ -191,6 +192,17 @@ def test_both_versions_of_a_page_have_the_same_structure(english: Path, chinese:
     ]
     theirs, ours = (links(page) - Counter({(english, False): 1, (chinese, False): 1}) for page in (english, chinese))
     assert ours == Counter({(VERSIONS.get(page, page), anchor): times for (page, anchor), times in theirs.items()})
+
+
+@pytest.mark.parametrize("english", ENGLISH, ids=named)
+def test_both_versions_of_a_page_say_the_same_numbers(english: Path) -> None:
+    """A fact that has changed in one language has often changed in a number."""
+    theirs, ours = (numbers(page.read_text(encoding="utf-8")) for page in (english, VERSIONS[english]))
+    assert ours == theirs
+
+
+def numbers(text: str) -> set[str]:
+    return set(NUMBER.findall(LINK.sub("", FENCE.sub("", text))))
 
 
 def levels(text: str) -> list[int]:
