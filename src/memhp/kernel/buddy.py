@@ -9,6 +9,7 @@ Where Linux takes the chunk that came to its list last, this takes the lowest, s
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -85,6 +86,14 @@ def chunks_of(free: int, apart: int = 0) -> list[int]:
     return [*found, level]
 
 
+@functools.lru_cache(maxsize=256)
+def _bits_by_type(types: bytes) -> dict[int, int]:
+    # Pages are taken one by one and the types stay, so the answer is mostly that of the last time.
+    return {
+        kind: int.from_bytes(b"".join(_ONES if one == kind else _ZEROS for one in types), "little") for kind in sorted(set(types))
+    }
+
+
 def spread(heads: int, order: int) -> int:
     """Give the pages of chunks of an order from where they begin."""
     for step in range(order):
@@ -140,10 +149,7 @@ class Section:
             return {MigrateType.MOVABLE: FULL}
         if self.types.count(self.types[0]) == _PAGEBLOCKS:
             return {self.types[0]: FULL}
-        return {
-            kind: int.from_bytes(b"".join(_ONES if one == kind else _ZEROS for one in self.types), "little")
-            for kind in sorted(set(self.types))
-        }
+        return _bits_by_type(bytes(self.types))
 
     def apart(self) -> int:
         """Give a bit for each pair of pageblocks of different types."""

@@ -11,8 +11,8 @@ from memhp.kernel import Machine, PageKind, Rules
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.kinds import Leaving
 from memhp.locking import switch
+from memhp.scenario.workloads import fill
 from memhp.study.plan import AXES, Point
-from memhp.study.workloads import fill
 from memhp.units import Pfn
 
 __all__ = ["COLUMNS", "REASONS", "Row", "run_point"]

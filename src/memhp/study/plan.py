@@ -13,7 +13,7 @@ from memhp.errors import InvalidInput
 from memhp.kernel import Machine, Rules
 from memhp.kernel.boot import parse_policy
 from memhp.scenario.reader import Value, read_yaml
-from memhp.study.workloads import WORKLOADS
+from memhp.scenario.workloads import WORKLOADS
 from memhp.units import parse_ids, parse_size
 
 __all__ = ["AXES", "Point", "Study", "load_study"]
