@@ -1,4 +1,4 @@
-"""Carrying out the steps of :mod:`.devices`: drivers, device memory and participants, by the names that steps gave them."""
+"""Carrying out the steps of :mod:`.driversteps`: drivers, device memory and participants, by the names that steps gave them."""
 
 from __future__ import annotations
 

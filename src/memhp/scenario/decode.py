@@ -13,7 +13,7 @@ from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
 from memhp.scenario import words
-from memhp.scenario.devices import DEVICE_STEPS
+from memhp.scenario.driversteps import DRIVER_STEPS
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -390,7 +390,7 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "unload": _unload,
     "signal": _named("signal"),
     "note": _note,
-    **DEVICE_STEPS,
+    **DRIVER_STEPS,
 }
 
 

@@ -12,7 +12,7 @@ from memhp.scenario.reader import Value
 from memhp.scenario.words import Decoded
 from memhp.units import format_size, parse_ids, parse_size
 
-__all__ = ["DEVICE_STEPS"]
+__all__ = ["DRIVER_STEPS"]
 
 Fields = dict[str, Value]
 
@@ -197,7 +197,7 @@ def _named(shown: str) -> Callable[[Value], Decoded]:
     return lambda value: ({"name": words.name(value)}, f"{shown} {value.text()}")
 
 
-DEVICE_STEPS: dict[str, Callable[[Value], Decoded]] = {
+DRIVER_STEPS: dict[str, Callable[[Value], Decoded]] = {
     "bind": _bind,
     "unbind": _named("unbind"),
     "hypervisor": _hypervisor,
