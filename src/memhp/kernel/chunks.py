@@ -433,6 +433,7 @@ class Chunks:
             return old
         new = self._claimed(taken, order)
         moved = old[: len(new)]
+        self._pages.migrated += len(new) << order
         with self.cpu_lock:
             self.map.move(holder, moved, new, order)
         marked = np.zeros(PAGES_PER_SECTION, np.bool_)

@@ -48,6 +48,8 @@ class Pages:
         self.changed = WaitQueue("page state")
         self.generation = 0
         """Grows with each change that could let a stuck offline go on."""
+        self.migrated = 0
+        """How many pages have moved out of blocks that went offline, or tried to."""
         self.huge_pool: dict[int, Allocation] = {}
         """Allocations of free huge pages, by identity; some may have none any more."""
         self._buddy: Buddy | None = None

@@ -30,7 +30,10 @@ from memhp.scenario.words import Decoded
 from memhp.scenario.workloads import WORKLOADS
 from memhp.units import PAGE_SIZE, format_size, parse_size
 
-__all__ = ["load"]
+__all__ = ["FIELDS", "load", "scenario_of"]
+
+FIELDS = ("title", "about", "machine", "callbacks", "steps", "expect")
+"""The keys of a scenario."""
 
 _FLAGS = {str(flag.name).lower(): flag for flag in MhpFlags if flag is not MhpFlags.NID_IS_MGID}
 _RULES = {rules.text: rules for rules in Rules}
@@ -60,13 +63,16 @@ def load(path: str | os.PathLike[str]) -> Scenario:
     Raises:
         ScenarioError: the first thing that is wrong in it, with file, line, and what was expected there.
     """
-    document = read_yaml(Path(path))
-    top = document.fields(("title", "about", "machine", "callbacks", "steps", "expect"), ("machine", "steps"))
+    return scenario_of(read_yaml(Path(path)).fields(FIELDS, ("machine", "steps")), Path(path))
+
+
+def scenario_of(top: dict[str, Value], file: Path) -> Scenario:
+    """Decode the keys of a document that stand for a scenario; raises as :func:`load`."""
     callbacks = _callbacks(top["callbacks"]) if "callbacks" in top else ()
     names = {callback.name for callback in callbacks}
     return Scenario(
-        file=Path(path),
-        title=top["title"].text() if "title" in top else Path(path).stem,
+        file=file,
+        title=top["title"].text() if "title" in top else file.stem,
         about=top["about"].text().strip() if "about" in top else "",
         machine=_machine(top["machine"]),
         callbacks=callbacks,
