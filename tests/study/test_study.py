@@ -79,8 +79,10 @@ def test_processes_don_t_change_the_results(small: Path) -> None:
 
 
 def test_dask_doesn_t_change_the_results(small: Path) -> None:
-    """A scheduler and a worker on this machine."""
-    study = load_study(small)
+    """A scheduler and a worker on this machine; a scenario's steps travel there, too."""
+    stepped = small.with_name("stepped.yaml")
+    stepped.write_text("study: x\nmachine: {nodes: [1GiB]}\nsteps: [{fill: build}, {offline: last 2}]\nseeds: 1-2\n")
+    studies = [load_study(small), load_study(stepped)]
     script = (
         "import sys\nfrom distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"
@@ -92,10 +94,10 @@ def test_dask_doesn_t_change_the_results(small: Path) -> None:
     with subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        rows = run_study(study, scheduler=address)
+        rows = [run_study(study, scheduler=address) for study in studies]
         assert process.stdin is not None
         process.stdin.close()
-    assert rows == run_study(study)
+    assert rows == [run_study(study) for study in studies]
 
 
 def test_the_command_writes_what_is_asked_for(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
