@@ -90,13 +90,7 @@ def load_study(path: str | os.PathLike[str], *, seeds: int = 0) -> Study:
         ScenarioError: it can't be read, or says something that can't be; with file and line.
     """
     document = read_yaml(Path(path))
-    keys = {key.text() for key, _ in document.items()}
-    if "study" not in keys and "steps" in keys:
-        study = Study("", {}, 0, {}, (1,), scenario_of(document.fields(FIELDS, ("machine", "steps")), Path(path)))
-        study = dataclasses.replace(study, title=study.scenario.title if study.scenario else "", axes=_axes({}, usual=False))
-        where = {"": document}
-    else:
-        study, where = _with_steps(document, Path(path)) if keys & {"scenario", "steps"} else _without(document)
+    study, where = _read(document, Path(path))
     if seeds:
         study = dataclasses.replace(study, seeds=tuple(range(1, seeds + 1)))
     if study.scenario is not None and study.scenario.machine.source:
@@ -108,6 +102,16 @@ def load_study(path: str | os.PathLike[str], *, seeds: int = 0) -> Study:
 
 Read = tuple["Study", dict[str, Value]]
 """A study, and where in its file the parts are that can only be checked together."""
+
+
+def _read(document: Value, path: Path) -> Read:
+    keys = {key.text() for key, _ in document.items()}
+    if "study" in keys and keys & {"scenario", "steps"}:
+        return _with_steps(document, path)
+    if "steps" in keys:
+        scenario = scenario_of(document.fields(FIELDS, ("machine", "steps")), path)
+        return Study(scenario.title, {}, 0, _axes({}, usual=False), (1,), scenario), {}
+    return _without(document)
 
 
 def _without(document: Value) -> Read:
