@@ -78,6 +78,19 @@ def test_processes_don_t_change_the_results(small: Path) -> None:
     assert told == [(number, 8) for number in range(1, 9)]
 
 
+def test_processes_end_with_the_one_that_started_them(small: Path) -> None:
+    """It is killed after the first run; then nobody holds its output open any more."""
+    program = small.with_name("killed.py")
+    program.write_text(
+        "import os, signal, sys\nfrom memhp.study.plan import load_study\nfrom memhp.study.run import run_study\n"
+        "if __name__ == '__main__':\n"
+        "    study = load_study(sys.argv[1])\n"
+        "    run_study(study, jobs=2, done=lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    killed = subprocess.run([sys.executable, program, small], stdout=subprocess.PIPE, timeout=300, check=False)
+    assert (killed.returncode, killed.stdout) == (-9, b"")
+
+
 def test_dask_doesn_t_change_the_results(small: Path) -> None:
     """A scheduler and a worker on this machine; a scenario's steps travel there, too."""
     stepped = small.with_name("stepped.yaml")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -47,7 +49,7 @@ def run_study(study: Study, *, jobs: int = 1, scheduler: str = "", done: Callabl
         return rows
     # Not forked: this process may have threads, and a fork would have their locks as they were.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(points)), context, _be_silent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(points)), context, _begin) as pool:
         futures = [pool.submit(run_point, point) for point in points]
         try:
             return _collect(futures, concurrent.futures.as_completed(futures), told)
@@ -56,11 +58,20 @@ def run_study(study: Study, *, jobs: int = 1, scheduler: str = "", done: Callabl
             raise
 
 
-def _be_silent() -> None:
+def _begin() -> None:
+    threading.Thread(target=_end_with_parent, name="memhp study", daemon=True).start()
     # What the library logs is in the rows; the caller's own settings don't reach another process.
     log = logging.getLogger("memhp")
     log.addHandler(logging.NullHandler())
     log.propagate = False
+
+
+def _end_with_parent() -> None:
+    # A pool's processes wait for work for ever if the one that has it was killed.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _collect(futures: list[Any], completed: Iterable[Any], told: Callable[[int, int], None]) -> list[Row]:
