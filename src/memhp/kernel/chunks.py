@@ -303,12 +303,16 @@ class Chunks:
         with self.cpu_lock:
             self._stopped = max(self._stopped - 1, 0)
 
+    def owns(self, holding: Holding) -> bool:
+        """Say whether it is this machine's."""
+        return isinstance(holding, Page | PageArray) and holding._map is self.map  # noqa: SLF001
+
     def free(self, holding: Holding) -> None:
         """Give a chunk, or all of an array, back."""
         if isinstance(holding, PageArray):
             self.free_bulk(holding, None)
             return
-        if not isinstance(holding, Page) or holding._map is not self.map:  # noqa: SLF001
+        if not isinstance(holding, Page):
             raise InvalidInput(holding, "free", "what this machine allocated")
         with self._pages.lock:
             if holding.freed:
@@ -323,7 +327,7 @@ class Chunks:
 
     def free_bulk(self, array: PageArray, pfns: Pfns | None) -> None:
         """Give chunks of an array back; see :meth:`~memhp.kernel.pages.Pages.free_pages_bulk`."""
-        if not isinstance(array, PageArray) or array._map is not self.map:  # noqa: SLF001
+        if not isinstance(array, PageArray) or not self.owns(array):
             raise InvalidInput(array, "free", "what this machine allocated in bulk")
         with self._pages.lock:
             if array.freed:

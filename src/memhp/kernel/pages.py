@@ -20,7 +20,7 @@ from memhp.kernel.kinds import HUGE_ORDER, Leaving, MigrateType, PageKind
 from memhp.kernel.migrate import dissolve, migrate
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import Mutex, WaitQueue
-from memhp.units import Pfn
+from memhp.units import Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.chunks import Chunks
@@ -97,8 +97,7 @@ class Pages:
         Raises:
             InvalidInput: they were freed already, or it is not this machine's.
         """
-        if not isinstance(holding, Holding):
-            raise InvalidInput(holding, "free", "what was allocated")
+        self._check_own(holding, "free")
         if not isinstance(holding, Allocation):
             self.chunks.free(holding)
             return
@@ -106,8 +105,6 @@ class Pages:
             if holding.freed:
                 raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
             extents = holding.extents.copy()
-            if any(extent.block is not self._machine.blocks.get(extent.block.id) for extent in extents):
-                raise InvalidInput(str(holding), "free", "an allocation of this machine")
             for extent in extents:
                 self.vacate(extent)
             holding.pins = 0
@@ -116,6 +113,16 @@ class Pages:
                 self._keep_poisoned(extent)
         self.notice()
 
+    def _check_own(self, holding: Holding, verb: str) -> None:
+        if not isinstance(holding, Holding):
+            raise InvalidInput(holding, verb, "what was allocated")
+        if isinstance(holding, Allocation):
+            own = all(extent.block is self._machine.blocks.get(extent.block.id) for extent in holding.extents)
+        else:
+            own = self._chunks is not None and self._chunks.owns(holding)
+        if not own:
+            raise InvalidInput(str(holding), verb, "an allocation of this machine")
+
     def _keep_poisoned(self, extent: Extent) -> None:
         # A page with bad hardware never goes back to the allocator.
         for pfn in sorted(extent.block.poisoned):
@@ -123,7 +130,12 @@ class Pages:
                 self.occupy(Allocation(PageKind.POISONED, "memory failure"), extent.block, pfn, 1)
 
     def pin(self, holding: Holding) -> None:
-        """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do)."""
+        """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do).
+
+        Raises:
+            InvalidInput: they were freed already, or it is not this machine's.
+        """
+        self._check_own(holding, "pin")
         with self.lock:
             if holding.freed:
                 raise InvalidInput(str(holding), "pin", "an allocation that was not freed")
@@ -137,6 +149,7 @@ class Pages:
         Raises:
             InvalidInput: there is none.
         """
+        self._check_own(holding, "unpin")
         with self.lock:
             if holding.freed or not holding.pins:
                 raise InvalidInput(str(holding), "unpin", "a pinned allocation")
@@ -247,6 +260,8 @@ class Pages:
         Raises:
             InvalidInput: not whole pageblocks, or not free and movable.
         """
+        whole_number(start, "reserve_cma: start", "a page frame")
+        whole_number(nr_pages, "reserve_cma: nr_pages", "a number of pages")
         with self.lock:
             sections = self.buddy.sections
             ends = -(start % 512) or -(nr_pages % 512) or -(nr_pages < 1)
@@ -256,7 +271,9 @@ class Pages:
             for section, bits in runs:
                 for place, length in runs_of(bits):
                     for pageblock in range(place >> HUGE_ORDER, place + length >> HUGE_ORDER):
-                        section.set_type(pageblock, MigrateType.CMA)
+                        if section.type_at(pageblock << HUGE_ORDER) is not MigrateType.CMA:
+                            section.set_type(pageblock, MigrateType.CMA)
+                            section.zone_at(pageblock << HUGE_ORDER).cma += 1 << HUGE_ORDER
                 self.buddy.touch(section)
 
     # -- what offlining and onlining call
@@ -436,13 +453,15 @@ class Pages:
         if kind is PageKind.MEMMAP:
             expected = "a kind that can be allocated; a block holds its own memmap from the start"
             raise InvalidInput(kind.value, "alloc: kind", expected)
-        if node is not None and node not in self._machine.nodes:
+        if node is not None and (not isinstance(node, int) or node not in self._machine.nodes):
             raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
 
     def _chosen(self, kind: PageKind, blocks: Iterable[int]) -> list[MemoryBlock]:
+        if not isinstance(blocks, Iterable):
+            raise InvalidInput(blocks, "alloc: blocks", "ids of blocks")
         chosen = []
         for block_id in blocks:
-            block = self._machine.blocks.get(block_id)
+            block = self._machine.blocks.get(block_id) if isinstance(block_id, int) else None
             if block is None:
                 raise InvalidInput(block_id, "alloc: blocks", "blocks that exist")
             if _allocatable(block) and (kind.migratetype is MigrateType.MOVABLE or not _in_movable(block)):
