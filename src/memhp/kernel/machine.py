@@ -41,7 +41,7 @@ from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
 from memhp.locking.switch import ending_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, format_ids, format_size, whole_number
 
 __all__ = ["Machine"]
 
@@ -308,7 +308,11 @@ class Machine:
         """
         if name != SYSTEM_RAM:
             add.check_driver_name(name)
-        place = _number(nid, "nid", "the number of a node or group"), PhysAddr(_number(start, "start")), _number(size, "size")
+        place = (
+            whole_number(nid, "nid", "the number of a node or group"),
+            PhysAddr(whole_number(start, "start")),
+            whole_number(size, "size"),
+        )
         how = _flags(flags)
         with self.locks.device_hotplug:
             return add.add_memory(self, *place, name, how)
@@ -342,7 +346,7 @@ class Machine:
             InvalidInput: not a range of whole blocks.
         """
         with self.locks.device_hotplug:
-            return add.remove_memory(self, PhysAddr(_number(start, "start")), _number(size, "size"))
+            return add.remove_memory(self, PhysAddr(whole_number(start, "start")), whole_number(size, "size"))
 
     @property
     def dimms(self) -> list[Dimm]:
@@ -366,8 +370,8 @@ class Machine:
             HotplugError: ENOSPC no free slot or not enough room, EEXIST overlaps a DIMM, EINVAL no such node, outside of the
                 room, or not a multiple of 2 MiB; nothing was changed.
         """
-        where = None if start is None else _number(start, "start")
-        dimm = self.acpi.insert(_number(node, "node", "the number of a node"), _number(size, "size"), where)
+        where = None if start is None else whole_number(start, "start")
+        dimm = self.acpi.insert(whole_number(node, "node", "the number of a node"), whole_number(size, "size"), where)
         self.acpi.device_check(dimm)
         return dimm
 
@@ -394,8 +398,8 @@ class Machine:
         Raises:
             HotplugError: EINVAL, not whole blocks; and the first error of :meth:`device_offline` or :meth:`remove_memory`.
         """
-        place = PhysAddr(_number(start, "start"))
-        if _number(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
+        place = PhysAddr(whole_number(start, "start"))
+        if whole_number(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
             message = f"{place:#x} + {size:#x} bytes is not a range of whole blocks of {self.block_size:#x} bytes"
             raise HotplugError(errno.EINVAL, message)
         with self.locks.device_hotplug:
@@ -481,6 +485,8 @@ class Machine:
 
         A thread that is doing something else is not affected, as a handled signal does not end a write that waits for a lock.
         """
+        if not isinstance(thread, Task | threading.Thread):
+            raise InvalidInput(thread, "send_signal", "a thread")
         self.pages.changed.signal(thread if isinstance(thread, Task) else task_of(thread))
 
     # -- locks
@@ -540,6 +546,13 @@ class Machine:
             raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
         return block
 
+    def blocks_within(self, start: int, size: int) -> list[MemoryBlock]:
+        """Give the blocks that there are in a range of bytes, ascending; the range may be far larger than the machine."""
+        first, end = start // self.block_size, -(-(start + size) // self.block_size)
+        blocks = self.blocks
+        numbers = range(first, end) if end - first < len(blocks) else sorted(blocks)
+        return [blocks[number] for number in numbers if first <= number < end and number in blocks]
+
     def block_id_of(self, pfn: Pfn) -> BlockId:
         """Give the id that the block with this page frame has, or would have."""
         return BlockId(pfn // self.pages_per_block)
@@ -550,7 +563,7 @@ class Machine:
         Raises:
             InvalidInput: no such node or zone.
         """
-        if nid not in self.nodes:
+        if whole_number(nid, "node", "the number of a node") not in self.nodes:
             raise InvalidInput(nid, "node", f"one of {format_ids(self.nodes)}")
         for zone in self.nodes[nid].zones:
             if kind in (zone.type, zone.type.label):
@@ -564,7 +577,7 @@ class Machine:
             HotplugError: ENOSPC, it doesn't fit anywhere.
         """
         start, room = self.room
-        place = start
+        place, size = start, whole_number(size, "size")
         for resource in self.iomem:
             if resource.end >= place and resource.start < place + size:
                 place = -(-(resource.end + 1) // self.block_size) * self.block_size
@@ -583,12 +596,6 @@ def _check_plan(plan: Plan) -> None:
     end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
     if last << PAGE_SHIFT > end:
         raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
-
-
-def _number(value: object, where: str, expected: str = "a number of bytes") -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidInput(value, where, expected)
-    return value
 
 
 def _flags(value: MhpFlags | int) -> MhpFlags:
