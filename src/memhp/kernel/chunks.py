@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Iterator
@@ -298,6 +299,15 @@ class Chunks:
             self.at_hand = _NOTHING
         self.drain()
 
+    @contextlib.contextmanager
+    def without_lists(self) -> Iterator[None]:
+        """Meanwhile pages change hands only under the zone lock, which the caller holds."""
+        self.stop_lists()
+        try:
+            yield
+        finally:
+            self.start_lists()
+
     def start_lists(self) -> None:
         """Keep pages at hand again, if nobody else wants none."""
         with self.cpu_lock:
@@ -315,11 +325,11 @@ class Chunks:
         if not isinstance(holding, Page):
             raise InvalidInput(holding, "free", "what this machine allocated")
         with self._pages.lock:
-            if holding.freed:
-                raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
-            self._unpin(holding)
-            with self.cpu_lock:
+            with self.cpu_lock:  # which alone is held when a page is freed to be at hand
+                if holding.freed:
+                    raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
                 pfn = self.map.release_page(holding)
+            self._unpin(holding)
             if pfn is not None:
                 number = pfn // PAGES_PER_SECTION
                 self._give_bits(number, ((1 << (1 << holding.order)) - 1) << pfn % PAGES_PER_SECTION)

@@ -8,6 +8,7 @@ that have such pages. A machine that nobody allocates from has neither.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -117,11 +118,10 @@ class Pages:
         if not isinstance(holding, Holding):
             raise InvalidInput(holding, verb, "what was allocated")
         if isinstance(holding, Allocation):
-            own = all(extent.block is self._machine.blocks.get(extent.block.id) for extent in holding.extents)
-        else:
-            own = self._chunks is not None and self._chunks.owns(holding)
-        if not own:
-            raise InvalidInput(str(holding), verb, "an allocation of this machine")
+            if any(extent.block is not self._machine.blocks.get(extent.block.id) for extent in holding.extents):
+                raise InvalidInput(str(holding), verb, "an allocation of this machine")
+        elif self._chunks is None or not self._chunks.owns(holding):
+            raise InvalidInput(str(holding), verb, "what this machine allocated")
 
     def _keep_poisoned(self, extent: Extent) -> None:
         # A page with bad hardware never goes back to the allocator.
@@ -428,7 +428,9 @@ class Pages:
         if self._chunks is None:
             from memhp.kernel.chunks import Chunks  # noqa: PLC0415
 
-            self._chunks = Chunks(self, self._machine)
+            with self.lock:  # several threads may need the first one at the same time
+                if self._chunks is None:
+                    self._chunks = Chunks(self, self._machine)
         return self._chunks
 
     @property
@@ -440,6 +442,10 @@ class Pages:
         """Give back the pages that are at hand for single allocations. Called with the lock held."""
         if self._chunks is not None:
             self._chunks.drain()
+
+    def without_lists(self) -> contextlib.AbstractContextManager[None]:
+        """Keep single pages from changing hands without the lock, which the caller holds."""
+        return contextlib.nullcontext() if self._chunks is None else self._chunks.without_lists()
 
     def check(self, kind: object, node: object) -> None:
         """See that pages of this kind can be asked for, near this node.
@@ -587,7 +593,10 @@ class Pages:
 
         Gives the owner if the page can't be had. Called with the lock held.
         """
-        self.drain()
+        with self.without_lists():
+            return self._give_up(block, pfn, hard=hard)
+
+    def _give_up(self, block: MemoryBlock, pfn: Pfn, *, hard: bool) -> Holding | None:
         extent = self.extent_at(block, pfn)
         if extent is None:
             return self._chunks.give_up(block, pfn, hard=hard) if self._chunks is not None else None
