@@ -198,6 +198,7 @@ def test_auto_online_comes_before_the_container(boot: Boot, rules: Rules) -> Non
 
 
 @KERNELS
+@pytest.mark.fact("10.1a", "5.13a")
 def test_a_dimm_that_the_kernel_can_not_add_is_a_success_to_the_firmware(boot: Boot, rules: Rules) -> None:
     """Half a block can't be added; the status is 0 all the same, and the DIMM can be pulled out again."""
     machine = boot_two_nodes(boot, rules)
@@ -211,6 +212,7 @@ def test_a_dimm_that_the_kernel_can_not_add_is_a_success_to_the_firmware(boot: B
 
 
 @pytest.mark.parametrize(("rules", "blocks"), [(Rules.LINUX_6_1, []), (Rules.LINUX_6_12, [32])], ids=["6.1", "6.12"])
+@pytest.mark.fact("10.1a")
 def test_the_next_dimm_lets_6_12_try_again(boot: Boot, rules: Rules, blocks: list[int]) -> None:
     """6.12 scans the whole container, so it also takes what it could not take before; 6.1 looks at the new DIMM alone."""
     machine = boot_two_nodes(boot, rules)

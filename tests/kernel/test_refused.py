@@ -108,7 +108,7 @@ def test_what_another_machine_allocated_is_not_this_one_s(boot: Boot) -> None:
     holdings: list[Any] = [page, other.pages.alloc_pages_bulk(3), other.alloc_pages(7)]
     for holding in holdings:
         for call in (machine.pages.pin, machine.pages.unpin, machine.free_pages, machine.pages.free_pages):
-            with pytest.raises(InvalidInput, match="an allocation of this machine|what this machine allocated"):
+            with pytest.raises(InvalidInput, match=r"an allocation of this machine|what this machine allocated"):
                 call(holding)
         assert (holding.pins, holding.freed) == (0, False)
     check_pages(machine)
