@@ -780,6 +780,24 @@ def test_the_helper_says_what_it_promises() -> None:
     assert MACHINE == "machine: {nodes: [1GiB]}\n"
 
 
+def test_at_the_end_a_step_that_waits_for_page_after_page_is_released_from_all(play: Play) -> None:
+    """Each block of the DIMM has a page that can't move; a signal ends one wait, and two passes over two blocks are four."""
+    run = play(
+        """
+steps:
+  - plug: {name: stick, size: 256MiB}
+  - allocate: {name: one, pages: 1, blocks: 32, pinned: true, owner: rdma}
+  - allocate: {name: two, pages: 1, blocks: 33, pinned: true, owner: rdma}
+  - unplug: stick
+    thread: admin
+""",
+        machine="machine: {nodes: [1GiB], parameters: {memhp_default_state: online_movable}}\n",
+    )
+    assert run.failed == [("thread admin still waits for page state at the end", "nobody waits", "admin waits for page state")]
+    assert run.results == {1: "ok", 2: "ok", 3: "ok", 4: "EBUSY"}
+    assert run.states() == {32: "online", 33: "online"}
+
+
 # -- whatever is played, it ends
 
 STEPS = [
