@@ -309,7 +309,7 @@ def test_ctrl_c_in_the_middle_undoes_what_was_done(machine: Machine, moment: str
     before = states(machine)
     heard = listen(host)
     plan = host.plan("offline", "8-11")
-    transaction = Transaction(machine.tree, plan, chain=host.memory_chain, writer=Told(machine, {"memory9": moment}))
+    transaction = Transaction(machine.tree, plan, chain=lambda: host.memory_chain, writer=Told(machine, {"memory9": moment}))
 
     with pytest.raises(KeyboardInterrupt):
         transaction.run()
@@ -345,7 +345,7 @@ def test_a_write_that_is_taken_and_has_no_effect(machine: Machine) -> None:
     plan = host.plan("offline", "8")
     writer = Told(machine, {"memory8": Written(0, 0.1)})
     with pytest.raises(ChangeFailed, match="the write was taken, but it is online: somebody changed it back"):
-        Transaction(machine.tree, plan, chain=host.memory_chain, writer=writer).run()
+        Transaction(machine.tree, plan, chain=lambda: host.memory_chain, writer=writer).run()
 
 
 def test_an_impossible_plan_is_refused(machine: Machine) -> None:

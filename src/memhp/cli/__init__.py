@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argparse  # noqa: PLC0415 - as above
 
         command = _module(COMMANDS[words[0]][0])
-        parser = argparse.ArgumentParser(prog=f"memhp {words[0]}")
+        parser = argparse.ArgumentParser(prog=f"memhp {words[0]}", formatter_class=_formatter)
         command.configure(parser)
         code: int = command.main(parser.parse_args(words[1:]))
         return code
@@ -93,6 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser.print_help(sys.stderr)
     return 2
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for each argument; to know the width it imports shutil, and with that all kinds of compression.
+    import argparse  # noqa: PLC0415 - as above
+    import os  # noqa: PLC0415 - argparse has imported it
+
+    columns = os.environ.get("COLUMNS", "")
+    if not columns.isdecimal() or not int(columns):
+        try:
+            columns = str(os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ else 0)
+        except (OSError, ValueError):
+            columns = "0"
+    return argparse.HelpFormatter(prog, width=(int(columns) or 80) - 2)
 
 
 def _module(name: str) -> ModuleType:

@@ -62,7 +62,7 @@ def to_json(inventory: Inventory) -> str:
         "online_bytes": inventory.online_bytes,
         "offline_bytes": inventory.block_size * len(inventory.blocks) - inventory.online_bytes,
         "nodes": list(inventory.nodes),
-        "policy": {name: getattr(policy, name) for name in policy.__slots__},
+        "policy": {name: getattr(policy, name) for name in policy._fields},
         "deconfigured": list(inventory.deconfigured),
     }
     # A line for each block: such a file can be read, compared and searched.

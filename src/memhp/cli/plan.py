@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memhp.abi.tree import DirTree
-from memhp.cli.text import columns, common_options, goal_options, guarded, human, size_option
+from memhp.cli.text import columns, common_options, goal_options, guarded, human, print_json, size_option
 from memhp.host.goal import Operation
 from memhp.host.inventory import Host
 from memhp.host.plan import Plan, Step, make_plan
 from memhp.host.survey import Survey
 from memhp.units import format_ids
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["configure", "lines_of", "main", "plan_of", "to_json"]
 
@@ -39,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     plan = plan_of(options, Operation(options.operation), Host(DirTree(options.sysroot or "/")))
     if options.json:
-        print(json.dumps(to_json(plan), indent=2))
+        print_json(to_json(plan))
     else:
         print("\n".join(lines_of(plan)))
     return 0 if plan.feasible else 1

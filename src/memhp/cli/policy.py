@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
             set_policy(DirTree(options.sysroot, writable=True), _wanted(options.settings))
             return _DONE
         found = report(Host(DirTree(options.sysroot)))
-        print(json.dumps(asdict(found), indent=2) if options.json else _text(found))
+        print(json.dumps({**asdict(found), "policy": found.policy._asdict()}, indent=2) if options.json else _text(found))
     except InvalidInput as error:
         print(f"memhp policy: {error}", file=sys.stderr)
         return _BAD_INPUT

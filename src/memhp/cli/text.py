@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from memhp.errors import InvalidInput, MemhpError
 from memhp.units import parse_size
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "columns", "common_options", "goal_options", "guarded", "human", "size_option"]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "columns",
+    "common_options",
+    "goal_options",
+    "guarded",
+    "human",
+    "print_json",
+    "size_option",
+]
 
 BAD_INPUT, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
@@ -60,6 +73,13 @@ def human(size: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{value:.0f} {units[0]}" if value == int(value) else f"{value:.1f} {units[0]}"
+
+
+def print_json(document: object) -> None:
+    """Print what ``--json`` promises."""
+    import json  # noqa: PLC0415 - only if it is asked for
+
+    print(json.dumps(document, indent=2))
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memhp.abi.proc import covered_pages
 from memhp.abi.tree import DirTree
@@ -67,8 +67,7 @@ class Cause(enum.Enum):
     CMA = "cma"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """One reason for a verdict.
 
     Attributes:
@@ -86,8 +85,7 @@ class Reason:
     pages: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """What is known of one block.
 
     Attributes:
@@ -134,15 +132,15 @@ class Explanation:
         return self.verdict in {Verdict.YES, Verdict.COSTS}
 
 
-@dataclass(slots=True)
 class _Case:
     # A block while it is judged.
-    block: Block
-    node: int
-    frames: BlockFrames | None = None
-    stops: list[Reason] = field(default_factory=list)
-    gaps: list[Reason] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
+    def __init__(self, block: Block, node: int) -> None:
+        self.block = block
+        self.node = node
+        self.frames: BlockFrames | None = None
+        self.stops: list[Reason] = []
+        self.gaps: list[Reason] = []
+        self.doubts: list[str] = []
 
     @property
     def movable_zone(self) -> bool:

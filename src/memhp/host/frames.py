@@ -14,8 +14,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Self
 
 from memhp.abi.pageflags import KPAGECOUNT, KPAGEFLAGS, WORD, Kpf
@@ -113,8 +112,7 @@ def kind_of(word: int) -> FrameKind:
     return next((kind for flags, kind in _BY_FLAG if word & flags), FrameKind.UNTOLD)
 
 
-@dataclass(slots=True)
-class BlockFrames:
+class BlockFrames(SimpleNamespace):
     """What is in a block.
 
     Attributes:
@@ -125,11 +123,14 @@ class BlockFrames:
         huge_mapped: pages of the hugetlb pool in use by a process for sure.
     """
 
-    counts: dict[FrameKind, int] = field(default_factory=dict)
-    first_stop: int | None = None
-    stop_kind: FrameKind | None = None
-    first_reserved: int | None = None
-    huge_mapped: int = 0
+    counts: dict[FrameKind, int]
+    first_stop: int | None
+    stop_kind: FrameKind | None
+    first_reserved: int | None
+    huge_mapped: int
+
+    def __init__(self) -> None:
+        super().__init__(counts={}, first_stop=None, stop_kind=None, first_reserved=None, huge_mapped=0)
 
     def note_stop(self, kind: FrameKind, pfn: int) -> None:
         """Note the first page of a word that stops."""
@@ -164,7 +165,7 @@ class FrameReader:
         self._flags = self._open(KPAGEFLAGS)
         self._counts: BinaryFile | None = None
         self._room = array("Q")
-        self._distinct = _distinct_in_bulk if "numpy" in sys.modules or (many and find_spec("numpy")) else _distinct
+        self._distinct = _distinct_in_bulk if "numpy" in sys.modules or (many and _has_numpy()) else _distinct
 
     def __enter__(self) -> Self:
         return self
@@ -218,6 +219,14 @@ class FrameReader:
 
 _CHUNK = 512
 """Pages that are counted together; a huge page of 2 MiB has as many."""
+
+
+def _has_numpy() -> bool:
+    from importlib.util import find_spec  # noqa: PLC0415 - it imports others, for a question that is rarely asked
+
+    return find_spec("numpy") is not None
+
+
 Distinct = tuple[int, int, int]
 """A word, how often it is there, and of a word that stops where it is first."""
 

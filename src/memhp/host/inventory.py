@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack, overload
 
 from memhp.abi.formats import parse_hex
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
@@ -141,8 +140,7 @@ class Block:
         return self._late(f"memory{self.id}/{file}") if self._late else None
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What the kernel does with new memory, as its files say; None where it has no such file.
 
     Attributes:
@@ -160,8 +158,7 @@ class Policy:
     memmap_on_memory: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(NamedTuple):
     """A machine's memory at one moment.
 
     Attributes:
@@ -318,7 +315,7 @@ class Host:
         return Transaction(
             self.tree,
             plan,
-            chain=self.memory_chain,
+            chain=lambda: self.memory_chain if wishes.get("hooks") else self._chain,
             timeout=wishes.get("timeout"),
             partial=wishes.get("partial", False),
             hooks=wishes.get("hooks", ()),

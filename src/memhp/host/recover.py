@@ -14,11 +14,12 @@ from memhp.events import (
     MEM_ONLINE,
     MemoryNotify,
 )
-from memhp.host.change import Stuck, Transaction
+from memhp.host.change import Transaction
 from memhp.host.goal import Goal, Operation
 from memhp.host.hooks import Hook, registered
 from memhp.host.inventory import Block, Host
 from memhp.host.journal import Before, Entry
+from memhp.host.outcome import Stuck
 from memhp.host.plan import Plan, Step
 from memhp.units import PAGE_SIZE, Pfn
 
@@ -63,7 +64,7 @@ def recover(host: Host, entry: Entry, *, hooks: Sequence[Hook] = (), timeout: fl
         return []
     other = Operation.ONLINE if operation is Operation.OFFLINE else Operation.OFFLINE
     plan = Plan(other, Goal(entry.goal, ids=tuple(step.block.id for step in steps)), steps[0].block.size, tuple(steps))
-    transaction = Transaction(host.tree, plan, chain=host.memory_chain, timeout=timeout, partial=True, hooks=hooks)
+    transaction = Transaction(host.tree, plan, chain=lambda: host.memory_chain, timeout=timeout, partial=True, hooks=hooks)
     with contextlib.suppress(ChangeFailed):
         transaction.run()
     return _not_as_before(host, entry, plan, transaction)
