@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from memhp.abi.tree import DirTree
 from memhp.cli import plan as plan_command
 from memhp.cli.signals import ended_by_signals
-from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human, print_json
+from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human, print_json, sysroot_of
 from memhp.errors import ChangeFailed, InvalidInput
 from memhp.host.goal import Operation
 from memhp.host.inventory import Host
@@ -32,6 +32,8 @@ TIMEOUT = 60.0
 DEFAULT_HOOKS = "/etc/memhp/hooks.d"
 _SCHEMA = 1
 _WIDTH = 30
+_LONGEST = 1e9
+"""Seconds that a wait may have; far more than that is too much for the system's calls."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,15 +70,15 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInput("", "GOAL", "how much or which memory (or --recover)")
     if options.goal is not None and (options.recover or options.forget):
         raise InvalidInput(options.goal, "GOAL", "nothing beside --recover and --forget")
-    if not options.timeout >= 0:
+    if not 0 <= options.timeout < _LONGEST:
         raise InvalidInput(options.timeout, "--timeout", "a number of seconds, 0 for no limit")
-    if options.hook_timeout is not None and not options.hook_timeout > 0:
+    if options.hook_timeout is not None and not 0 < options.hook_timeout < _LONGEST:
         raise InvalidInput(options.hook_timeout, "--hook-timeout", "a number of seconds above 0")
 
 
 def _main(options: argparse.Namespace) -> int:
     _check(options)
-    host = Host(DirTree(options.sysroot or "/", writable=options.sysroot is None and not options.dry_run))
+    host = Host(DirTree(sysroot_of(options), writable=options.sysroot is None and not options.dry_run))
     hooks = _hooks(options)
     if options.dry_run:
         return _dry_run(options, host, hooks)

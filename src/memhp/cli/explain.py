@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memhp.abi.tree import DirTree
-from memhp.cli.text import columns, common_options, guarded, human, print_json
+from memhp.cli.text import columns, common_options, guarded, human, print_json, sysroot_of
+from memhp.errors import InvalidInput
 from memhp.host.explain import Explanation, Verdict, explain
 from memhp.host.inventory import Host
 from memhp.host.survey import Survey
@@ -39,8 +40,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    survey = Survey.take(Host(DirTree(options.sysroot or "/")))
+    survey = Survey.take(Host(DirTree(sysroot_of(options))))
     ids = None if options.blocks is None else parse_ids(options.blocks.replace("memory", ""), "BLOCKS")
+    if ids == []:
+        raise InvalidInput(options.blocks, "BLOCKS", "blocks such as 32-35,40; nothing at all means all of them")
     known = explain(survey, ids)
     if options.owners:
         known = [_with_owners(survey, one) for one in known]

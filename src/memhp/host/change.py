@@ -9,6 +9,7 @@ call of GOING_* is followed by one that says how it ended.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ from memhp.errors import ChangeFailed, HostError, InvalidInput
 from memhp.host.evidence import KernelLog, culprits
 from memhp.host.goal import Operation
 from memhp.host.journal import Before, Journal
-from memhp.host.outcome import Attempt, Outcome, Result, Stuck
+from memhp.host.outcome import KERNEL_CHOSE, Attempt, Outcome, Result, Stuck
 from memhp.host.plan import Plan, Step
 from memhp.host.writer import Writer, Written, writer_for
 
@@ -124,10 +125,10 @@ class Transaction:
 
         Raises:
             ChangeFailed: the goal isn't reached, and a part of it isn't welcome or there is none; ``outcome`` says what holds.
-            HostError: the tree is a copy, or may not be written.
+            HostError: the tree is a copy, or may not be written; nobody was asked.
             BaseException: Ctrl-C and the like, after what was done is undone.
         """
-        _check_writable(self.tree)
+        _check_writable(self.tree, self.plan)
         self._begun = time.monotonic()
         if self.plan.problems:
             self._reason = "; ".join(self.plan.problems)
@@ -241,7 +242,7 @@ class Transaction:
         other = Operation.ONLINE if self.plan.operation is Operation.OFFLINE else Operation.OFFLINE
         self._progress("undo", {"block": step.block.id})
         came = self._ask(back, other, undo=True) and self._write(back, other, undo=True)
-        self._account(step, "the kernel chose that zone" if came else self._done.attempts[-1].text)
+        self._account(step, KERNEL_CHOSE if came else self._done.attempts[-1].text)
 
     def _account(self, step: Step, why: str) -> None:
         now = self._describe(step.block.id)
@@ -411,9 +412,15 @@ class Transaction:
         )
 
 
-def _check_writable(tree: Tree) -> None:
-    if isinstance(tree, DirTree) and not tree.writable:
+def _check_writable(tree: Tree, plan: Plan) -> None:
+    if not isinstance(tree, DirTree):
+        return
+    if not tree.writable:
         raise HostError(str(tree.root), "a copy, or a machine that is only looked at, can't be changed", errno=errno.EROFS)
+    # What isn't allowed for one block is for none: trying all of them, and asking everybody before, would be of no use.
+    for path in (tree.real_path(f"{MEMORY}/memory{step.block.id}/state") for step in plan.steps[:1]):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise HostError(path, "may not be written", errno=errno.EACCES, hint="be root")
 
 
 def _before(step: Step) -> Before:

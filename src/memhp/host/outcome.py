@@ -10,7 +10,10 @@ from memhp.units import format_ids
 if TYPE_CHECKING:
     from memhp.host.plan import Plan
 
-__all__ = ["Attempt", "Outcome", "Result", "Stuck"]
+__all__ = ["KERNEL_CHOSE", "Attempt", "Outcome", "Result", "Stuck"]
+
+KERNEL_CHOSE = "the kernel itself chooses among its zones, by what each spans now"
+"""Why a block is online in another kernel zone than before: no word that can be written names one."""
 
 
 class Result(enum.Enum):

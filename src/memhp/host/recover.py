@@ -19,7 +19,7 @@ from memhp.host.goal import Goal, Operation
 from memhp.host.hooks import Hook, registered
 from memhp.host.inventory import Block, Host
 from memhp.host.journal import Before, Entry
-from memhp.host.outcome import Stuck
+from memhp.host.outcome import KERNEL_CHOSE, Stuck
 from memhp.host.plan import Plan, Step
 from memhp.units import PAGE_SIZE, Pfn
 
@@ -78,7 +78,7 @@ def _not_as_before(host: Host, entry: Entry, plan: Plan, transaction: Transactio
         before, block = entry.before[number], blocks.get(number)
         was, now = _text(before.state, before.zone), _text(block.state, block.zone or "") if block else "gone"
         if was != now:
-            found.append(Stuck(number, was, now, failed.get(number, "the kernel chose that zone")))
+            found.append(Stuck(number, was, now, failed.get(number, KERNEL_CHOSE)))
     return found
 
 
