@@ -37,7 +37,17 @@ def test_list_imports_nothing_but_itself(options: list[str], tmp_path: Path) -> 
     assert imported("list", "-s", str(root), *options) == LIST
 
 
-EXPLAIN = ["abi.formats", "abi.pageflags", "abi.proc", "abi.tree", "cli.explain", "cli.text", "errors", "host.explain"]
+EXPLAIN = [
+    "abi.formats",
+    "abi.pageflags",
+    "abi.proc",
+    "abi.tree",
+    "cli.explain",
+    "cli.text",
+    "errors",
+    "host.block",
+    "host.explain",
+]
 EXPLAIN += ["host.frames", "host.inventory", "host.parallel", "host.survey", "units"]
 PLAN = [*EXPLAIN, "cli.plan", "host.goal", "host.plan"]
 CHANGE = [*PLAN, "cli.change", "cli.signals", "host.journal", "host.outcome"]

@@ -10,7 +10,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from memhp.abi.tree import DirTree
-from memhp.host.inventory import Block, Host, Inventory
+from memhp.host.block import Block
+from memhp.host.inventory import Host, Inventory
 from memhp.units import format_ids, format_size
 
 __all__ = ["draw_map", "draw_svg", "picture", "to_json"]

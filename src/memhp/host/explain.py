@@ -15,8 +15,8 @@ from typing import NamedTuple
 from memhp.abi.proc import covered_pages
 from memhp.abi.tree import DirTree
 from memhp.errors import InvalidInput, errno_name
+from memhp.host.block import Block
 from memhp.host.frames import BlockFrames, Fate, FrameKind, FrameReader
-from memhp.host.inventory import Block
 from memhp.host.parallel import share, usable_cpus
 from memhp.host.survey import Survey
 from memhp.units import format_size

@@ -19,7 +19,7 @@ from typing import Any
 
 from memhp.errors import HookFailed, HostError
 from memhp.events import MemoryAction, MemoryNotify
-from memhp.host.inventory import Block
+from memhp.host.block import Block
 from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifierChain, NotifyResult
 
 __all__ = ["DEADLINE", "Hook", "hooks_in", "registered"]

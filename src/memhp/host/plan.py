@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from memhp.errors import InvalidInput
+from memhp.host.block import Block
 from memhp.host.explain import Explanation, Verdict, explain
 from memhp.host.frames import FrameKind
 from memhp.host.goal import Goal, Operation, parse_goal
-from memhp.host.inventory import Block
 from memhp.host.survey import Survey
 from memhp.units import PAGE_SIZE, format_ids, format_size
 

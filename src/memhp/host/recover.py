@@ -14,10 +14,11 @@ from memhp.events import (
     MEM_ONLINE,
     MemoryNotify,
 )
+from memhp.host.block import Block
 from memhp.host.change import Transaction
 from memhp.host.goal import Goal, Operation
 from memhp.host.hooks import Hook, registered
-from memhp.host.inventory import Block, Host
+from memhp.host.inventory import Host
 from memhp.host.journal import Before, Entry
 from memhp.host.outcome import KERNEL_CHOSE, Stuck
 from memhp.host.plan import Plan, Step

@@ -10,7 +10,8 @@ from memhp.abi.paths import NODE
 from memhp.abi.proc import IOMEM, MEMINFO, ZONEINFO, ZoneInfo, parse_meminfo, parse_system_ram, parse_zoneinfo
 from memhp.abi.tree import Tree
 from memhp.errors import InvalidInput
-from memhp.host.inventory import Block, Host
+from memhp.host.block import Block
+from memhp.host.inventory import Host
 from memhp.units import PAGE_SIZE, parse_ids
 
 __all__ = ["HugePool", "Survey"]
