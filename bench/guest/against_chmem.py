@@ -19,7 +19,7 @@ from typing import Any
 from memhp.host import Host
 
 FULL = 4
-ROUNDS = 2
+ROUNDS = 5
 MEMORY = Path("/sys/devices/system/memory")
 
 

@@ -37,6 +37,43 @@ def test_list_imports_nothing_but_itself(options: list[str], tmp_path: Path) -> 
     assert imported("list", "-s", str(root), *options) == LIST
 
 
+EXPLAIN = [
+    "abi.formats",
+    "abi.pageflags",
+    "abi.proc",
+    "abi.tree",
+    "cli.explain",
+    "cli.text",
+    "errors",
+    "host.block",
+    "host.explain",
+]
+EXPLAIN += ["host.frames", "host.inventory", "host.parallel", "host.survey", "units"]
+PLAN = [*EXPLAIN, "cli.plan", "host.goal", "host.plan"]
+CHANGE = [*PLAN, "cli.change", "cli.signals", "host.journal", "host.outcome"]
+ALWAYS = ["memhp", "memhp.abi", "memhp.abi.directory", "memhp.abi.paths", "memhp.cli", "memhp.host"]
+
+# Each of these would take a tenth of the time that such a command needs to start, or more.
+LARGE = {"asyncio", "dataclasses", "inspect", "logging", "numpy", "pathlib", "shutil", "textwrap", "urllib", "yaml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["explain"], EXPLAIN),
+        (["explain", "0-1"], EXPLAIN),
+        (["plan", "offline", "128M"], {*PLAN} - {"cli.explain"}),
+        (["offline", "128M", "--dry-run"], {*CHANGE} - {"cli.explain"}),
+    ],
+)
+def test_what_answers_once_imports_what_it_needs(arguments: list[str], ours: list[str], tmp_path: Path) -> None:
+    """Neither locks nor a chain of notifiers nor a library that most runs don't need."""
+    root = TreeSpec(blocks={0: block(), 1: block()}).write(tmp_path / "root")
+    found = imported(*arguments, "-s", str(root))
+    assert sorted(name for name in found if name.startswith("memhp")) == sorted([*ALWAYS, *(f"memhp.{name}" for name in ours)])
+    assert {name.partition(".")[0] for name in found} & {*LARGE, "json" if arguments[0] in {"explain", "plan"} else ""} == set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "rooms"),
     [

@@ -1,4 +1,4 @@
-"""Man pages and completion say what the commands say."""
+"""Man pages say what the commands say."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 
 from memhp.cli import COMMANDS, REPLACEMENTS
-from memhp.cli.manual import completion, man_pages
+from memhp.cli.manual import man_pages
 
 SHARE = Path(__file__).parents[2] / "share"
 MAN = SHARE / "man" / "man1"
-COMPLETION = SHARE / "bash-completion" / "completions" / "memhp"
 
 
 def test_the_pages_are_up_to_date() -> None:
     """If this fails: scripts/make-manual."""
     assert {path.name: path.read_text(encoding="utf-8") for path in MAN.glob("*.1")} == man_pages()
-    assert COMPLETION.read_text(encoding="utf-8") == completion()
 
 
 def test_every_command_has_a_page() -> None:
@@ -42,21 +40,3 @@ def test_a_page_has_every_option_of_its_command() -> None:
     assert lines[at + 1] == "output columns"
     options = [line for line in lines if line.startswith("\\fB\\-")]
     assert len(options) == 16
-
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["memhp", "li"], "list"),
-        (["memhp", "ch"], "chmem"),
-        (["memhp", "list", "--su"], "--summary"),
-        (["memhp", "policy", "s"], "show set"),
-        (["memhp", "nonsense", "--"], ""),
-    ],
-)
-def test_bash_completes_commands_and_options(words: list[str], found: str) -> None:
-    """Of the command that stands there."""
-    script = f"source {COMPLETION}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _memhp; echo ${{COMPREPLY[@]}}"
-    done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)  # noqa: S607
-    assert done.stdout.strip() == found

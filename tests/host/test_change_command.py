@@ -101,7 +101,7 @@ def test_a_dry_run_shows_the_plan_and_who_would_be_asked(
 
     assert main(["offline", "128M", "--dry-run", "--hooks", str(hooks)]) == 0
     out, _ = said(capsys)
-    assert out[0] == "Take offline 128 MiB: 1 blocks of 128 MiB"
+    assert out[0] == "Take offline 128 MiB: 1 block of 128 MiB"
     assert out[-1] == f"Would be asked: {hooks}/10-db"
     assert main(["offline", "0", "--dry-run"]) == 1
     assert not (tmp_path / "called").exists()
@@ -139,6 +139,14 @@ def test_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
         "undone": [10],
         "vain": 1,
     }
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("option", ["--timeout", "--hook-timeout"])
+def test_limits_that_no_clock_has(machine: Machine, option: str, seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is begun, and the option is named."""
+    assert main(["offline", "128M", option, seconds]) == 2
+    assert capsys.readouterr().err.startswith(f"memhp: {option}: {float(seconds)} is not valid; expected a number of seconds")
 
 
 def test_ctrl_c(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("words", ["", " ", ","])
+def test_no_block_at_all_is_bad_input(root: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than an answer about nothing; such as a script's empty variable."""
+    block(root, 0)
+    assert main(["explain", words, "-s", str(root)]) == 2
+    assert capsys.readouterr().err.startswith(f"memhp: BLOCKS: {words!r} is not valid; expected ")
+
+
 def verdicts(root: Path) -> list[str]:
     return [str(known) for known in Host(DirTree(root)).explain()]
 

@@ -172,6 +172,40 @@ def test_counting_runs_is_counting_pages(tmp_path_factory: pytest.TempPathFactor
             assert reader.block(2 * PAGES, PAGES) == naive(runs, 2 * PAGES)
 
 
+def naive_huge(flags: list[int], mapped: list[int]) -> int:
+    """Follow each page of the pool to its head."""
+    number = head = 0
+    for place, word in enumerate(flags):
+        head = place if word & HEAD else head
+        in_use = bool(flags[head] & HEAD and mapped[head])
+        number += in_use and kind_of(word) is FrameKind.HUGETLB
+    return number
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1, 3, 511, 512, 513, 2048]), st.sampled_from([HUGE, 0, SLAB]), st.integers(0, 2)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_counting_huge_pages_by_chunks_is_counting_them_page_by_page(
+    tmp_path_factory: pytest.TempPathFactory, large: list[tuple[int, int, int]]
+) -> None:
+    """Large pages of any size at any place, of the pool and others, mapped and not; after them free pages."""
+    root = tmp_path_factory.mktemp("huge")
+    flags = [(1, BUDDY)] + [part for size, bits, _ in large for part in ((1, bits | HEAD), (size - 1, bits | TAIL))]
+    mapped = [(1, 0)] + [part for size, _, times in large for part in ((1, times), (size - 1, 0))]
+    words(root, {0: flags})
+    words(root, {0: mapped}, "kpagecount")
+    with FrameReader(DirTree(root)) as reader:
+        found = reader.block(0, PAGES).huge_mapped
+
+    one_by_one = [[word for number, word in runs for _ in range(number)][:PAGES] for runs in (flags, mapped)]
+    assert found == naive_huge(*one_by_one)
+
+
 def test_pages_behind_the_end_of_the_file_are_holes(tmp_path: Path) -> None:
     """The kernel's file ends with the last page frame that there is."""
     words(tmp_path, {0: [(PAGES, ANON)]})

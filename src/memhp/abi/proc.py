@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.errors import InvalidInput
 
@@ -27,8 +27,7 @@ _PCP_KEYS = {"count:", "high:", "high_max:", "batch:"}
 _RESOURCE = re.compile(r" *([0-9a-f]+)-([0-9a-f]+) : (.*)")
 
 
-@dataclass(frozen=True, slots=True)
-class ZoneInfo:
+class ZoneInfo(NamedTuple):
     """One zone of /proc/zoneinfo; all counts in pages.
 
     Attributes:

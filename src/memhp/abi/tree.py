@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from memhp.abi.directory import DirectoryOfFiles
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from memhp.abi.directory import Directory
 
 __all__ = ["BinaryFile", "DirTree", "Tree", "open_binary", "open_directory"]
 
 _READ = 1 << 20
 """Bytes of one ``pread()``; a multiple of 8."""
-
-_ROOT = Path("/")
 
 
 class Tree(Protocol):
@@ -61,7 +60,7 @@ class BinaryFile(Protocol):
 
 
 class _DirFile:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def readinto(self, buffer: memoryview, offset: int) -> int:
@@ -81,26 +80,40 @@ class DirTree:
     """
 
     def __init__(self, root: str | os.PathLike[str] = "/", *, writable: bool = False) -> None:
-        self.root = Path(root).resolve()
+        self._root = os.path.realpath(root)
         self.writable = writable
 
     def __repr__(self) -> str:
-        return f"<DirTree {self.root}{' writable' if self.writable else ''}>"
+        return f"<DirTree {self._root}{' writable' if self.writable else ''}>"
 
-    def _real(self, path: str) -> Path:
-        if self.root == _ROOT:  # nothing leads out of it, so nothing has to be resolved
-            return self.root / path.lstrip("/")
-        try:
-            real = (self.root / path.lstrip("/")).resolve()
-        except RuntimeError as error:  # pathlib's word for a circle of links, until Python 3.13
-            raise OSError(errno.ELOOP, "too many levels of symbolic links", path) from error
-        if real != self.root and self.root not in real.parents:
+    @property
+    def root(self) -> Path:
+        """The directory, with links resolved."""
+        from pathlib import Path  # noqa: PLC0415 - it imports as much as a whole command
+
+        return Path(self._root)
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether it is the whole of this machine rather than a copy."""
+        return self._root == "/"
+
+    def real_path(self, path: str) -> str:
+        """Give where a file of the tree is on this machine, with links resolved if the tree is a copy.
+
+        Raises:
+            FileNotFoundError: a link leads out of the copy.
+        """
+        if self.is_this_machine:  # nothing leads out of it, so nothing has to be resolved
+            return "/" + path.lstrip("/")
+        real = os.path.realpath(f"{self._root}/{path}")
+        if real != self._root and not real.startswith(f"{self._root}/"):
             raise FileNotFoundError(errno.ENOENT, "leads out of the tree", path)
         return real
 
     def read(self, path: str) -> str:
         """Give the file's text; bytes that are no UTF-8 are replaced."""
-        with self._real(path).open("rb") as file:
+        with open(self.real_path(path), "rb") as file:
             return file.read().decode(errors="replace")
 
     def read_bytes(self, path: str, offset: int = 0, size: int = -1) -> bytes:
@@ -109,7 +122,7 @@ class DirTree:
         Raises:
             OSError: what the system call says, such as EINVAL for half a word of /proc/kpageflags.
         """
-        descriptor = os.open(self._real(path), os.O_RDONLY)
+        descriptor = os.open(self.real_path(path), os.O_RDONLY)
         try:
             parts: list[bytes] = []
             while size:
@@ -131,7 +144,7 @@ class DirTree:
         """
         if not self.writable:
             raise OSError(errno.EROFS, "the tree is read-only", path)
-        descriptor = os.open(self._real(path), os.O_WRONLY)
+        descriptor = os.open(self.real_path(path), os.O_WRONLY)
         try:
             return os.write(descriptor, data.encode() if isinstance(data, str) else data)
         finally:
@@ -139,11 +152,11 @@ class DirTree:
 
     def list(self, path: str) -> list[str]:
         """Give the names in a directory, sorted."""
-        return sorted(os.listdir(self._real(path)))
+        return sorted(os.listdir(self.real_path(path)))
 
     def open_binary(self, path: str) -> BinaryFile:
         """Open a file of numbers for reading in bulk."""
-        return _DirFile(self._real(path))
+        return _DirFile(self.real_path(path))
 
     def directory(self, path: str) -> DirectoryOfFiles:
         """Open a directory whose files are read in bulk.
@@ -153,17 +166,17 @@ class DirTree:
         Raises:
             OSError: what ``open()`` says.
         """
-        return DirectoryOfFiles(str(self._real(path)))
+        return DirectoryOfFiles(self.real_path(path))
 
     def readlink(self, path: str) -> str:
         """Give what a symbolic link says, without following it."""
         parent, _, name = path.rstrip("/").rpartition("/")
-        return os.readlink(self._real(parent) / name)
+        return os.readlink(f"{self.real_path(parent)}/{name}")
 
     def exists(self, path: str) -> bool:
         """Say whether there is such a file or directory, following links."""
         try:
-            return self._real(path).exists()
+            return os.path.exists(self.real_path(path))
         except OSError:
             return False
 

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def console() -> None:
     """Be the program ``memhp``; under the name of a tool that it replaces (by a link), be that tool."""
+    _open_streams()
     words = sys.argv[1:]
     program = sys.argv[0].rpartition("/")[2]
     tool = next((name for name, (_, _, tool) in REPLACEMENTS.items() if tool == program), None)
@@ -72,6 +73,7 @@ def console() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code."""
+    _open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in REPLACEMENTS:
         replaced: int = _module(REPLACEMENTS[words[0]][0]).main(words[1:], f"memhp {words[0]}")
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argparse  # noqa: PLC0415 - as above
 
         command = _module(COMMANDS[words[0]][0])
-        parser = argparse.ArgumentParser(prog=f"memhp {words[0]}")
+        parser = argparse.ArgumentParser(prog=f"memhp {words[0]}", formatter_class=_formatter)
         command.configure(parser)
         code: int = command.main(parser.parse_args(words[1:]))
         return code
@@ -93,6 +95,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser.print_help(sys.stderr)
     return 2
+
+
+def _open_streams() -> None:
+    # Whoever starts memhp may have closed some (`memhp list >&-`): what is opened next must not become standard output.
+    for number in range(3):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open("/dev/null", "w")  # noqa: SIM115 - likewise
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for each argument; to know the width it imports shutil, and with that all kinds of compression.
+    import argparse  # noqa: PLC0415 - as above
+    import os  # noqa: PLC0415 - argparse has imported it
+
+    columns = os.environ.get("COLUMNS", "")
+    if not columns.isdecimal() or not int(columns):
+        try:
+            columns = str(os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ else 0)
+        except (OSError, ValueError):
+            columns = "0"
+    return argparse.HelpFormatter(prog, width=(int(columns) or 80) - 2)
 
 
 def _module(name: str) -> ModuleType:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
+import os
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memhp.abi.tree import DirTree
 from memhp.cli import plan as plan_command
 from memhp.cli.signals import ended_by_signals
-from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human
+from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human, print_json, sysroot_of
 from memhp.errors import ChangeFailed, InvalidInput
-from memhp.host.change import Outcome, Result
 from memhp.host.goal import Operation
-from memhp.host.hooks import DEADLINE, DEFAULT_HOOKS, Hook, hooks_in
 from memhp.host.inventory import Host
 from memhp.host.journal import Entry, default_directory, forget, locked, unfinished
+from memhp.host.outcome import Outcome, Result
 from memhp.host.plan import Plan
 from memhp.units import format_ids
+
+if TYPE_CHECKING:
+    import argparse
+
+    from memhp.host.hooks import Hook
 
 __all__ = ["TIMEOUT", "configure", "main", "to_json"]
 
 TIMEOUT = 60.0
 """Seconds for each block if nothing else is said. The kernel by itself would try for ever."""
+DEFAULT_HOOKS = "/etc/memhp/hooks.d"
 _SCHEMA = 1
 _WIDTH = 30
+_LONGEST = 1e9
+"""Seconds that a wait may have; far more than that is too much for the system's calls."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hooks", metavar="DIR", help=f"programs that are asked and told; default: {DEFAULT_HOOKS}, if it is there"
     )
-    parser.add_argument("--hook-timeout", type=float, default=DEADLINE, metavar="SECONDS", help="for each program; default: 30")
+    parser.add_argument("--hook-timeout", type=float, metavar="SECONDS", help="for each program; default: 30")
     parser.add_argument("--recover", action="store_true", help="undo what a transaction left behind that was killed")
     parser.add_argument("--forget", action="store_true", help="leave what such a transaction did as it is")
     common_options(parser)
@@ -60,14 +65,20 @@ def main(options: argparse.Namespace) -> int:
     return guarded(lambda: _main(options))
 
 
-def _main(options: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> None:
     if options.goal is None and not (options.recover or options.forget):
         raise InvalidInput("", "GOAL", "how much or which memory (or --recover)")
     if options.goal is not None and (options.recover or options.forget):
         raise InvalidInput(options.goal, "GOAL", "nothing beside --recover and --forget")
-    if not options.timeout >= 0 or not options.hook_timeout > 0:
-        raise InvalidInput(min(options.timeout, options.hook_timeout), "--timeout", "a number of seconds")
-    host = Host(DirTree(options.sysroot or "/", writable=options.sysroot is None and not options.dry_run))
+    if not 0 <= options.timeout < _LONGEST:
+        raise InvalidInput(options.timeout, "--timeout", "a number of seconds, 0 for no limit")
+    if options.hook_timeout is not None and not 0 < options.hook_timeout < _LONGEST:
+        raise InvalidInput(options.hook_timeout, "--hook-timeout", "a number of seconds above 0")
+
+
+def _main(options: argparse.Namespace) -> int:
+    _check(options)
+    host = Host(DirTree(sysroot_of(options), writable=options.sysroot is None and not options.dry_run))
     hooks = _hooks(options)
     if options.dry_run:
         return _dry_run(options, host, hooks)
@@ -89,14 +100,19 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _hooks(options: argparse.Namespace) -> list[Hook]:
-    directory = Path(options.hooks or DEFAULT_HOOKS)
-    return hooks_in(directory, options.hook_timeout) if options.hooks or directory.is_dir() else []
+    if not options.hooks and not os.path.isdir(DEFAULT_HOOKS):
+        return []
+    from pathlib import Path  # noqa: PLC0415 - mostly there are none
+
+    from memhp.host.hooks import DEADLINE, hooks_in  # noqa: PLC0415 - likewise
+
+    return hooks_in(Path(options.hooks or DEFAULT_HOOKS), options.hook_timeout or DEADLINE)
 
 
 def _dry_run(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
     plan = plan_command.plan_of(options, Operation(options.operation), host)
     if options.json:
-        print(json.dumps({**plan_command.to_json(plan), "hooks": [str(hook.path) for hook in hooks]}, indent=2))
+        print_json({**plan_command.to_json(plan), "hooks": [str(hook.path) for hook in hooks]})
     else:
         print("\n".join(plan_command.lines_of(plan)))
         print("\n".join(f"Would be asked: {hook.path}" for hook in hooks) or "Nobody would be asked.")
@@ -121,7 +137,7 @@ def _change(options: argparse.Namespace, host: Host, hooks: list[Hook]) -> int:
         return INTERRUPTED
     progress.clear()
     if options.json:
-        print(json.dumps(to_json(outcome), indent=2))
+        print_json(to_json(outcome))
     else:
         _print(outcome)
     return outcome.result.value

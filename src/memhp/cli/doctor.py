@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict
 
 from memhp.abi.tree import DirTree
+from memhp.cli.text import guarded, sysroot_of, sysroot_option
 from memhp.host.doctor import MISSING, Finding, examine
 
 __all__ = ["configure", "main"]
@@ -17,15 +18,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.description = (
         "Look at what memory hotplug needs on this machine, and say of what is missing why, and what to do. Changes nothing. "
-        "Exit codes: 0 nothing is missing, 1 something is."
+        "Exit codes: 0 nothing is missing, 1 something is, 2 bad input."
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    parser.add_argument("--sysroot", metavar="DIR", help="look at a copy of a machine's files")
+    sysroot_option(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Examine; gives the exit code."""
-    findings = examine(DirTree(options.sysroot) if options.sysroot else None)
+    return guarded(lambda: _main(options), "memhp doctor")
+
+
+def _main(options: argparse.Namespace) -> int:
+    findings = examine(DirTree(sysroot_of(options)) if options.sysroot else None)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

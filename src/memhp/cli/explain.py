@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memhp.abi.tree import DirTree
-from memhp.cli.text import columns, common_options, guarded, human
+from memhp.cli.text import columns, common_options, guarded, human, print_json, sysroot_of
+from memhp.errors import InvalidInput
 from memhp.host.explain import Explanation, Verdict, explain
 from memhp.host.inventory import Host
-from memhp.host.owners import owners_of
 from memhp.host.survey import Survey
 from memhp.units import Pfn, format_ids, format_mem, parse_ids
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["configure", "main", "to_json"]
 
@@ -40,13 +40,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    survey = Survey.take(Host(DirTree(options.sysroot or "/")))
+    survey = Survey.take(Host(DirTree(sysroot_of(options))))
     ids = None if options.blocks is None else parse_ids(options.blocks.replace("memory", ""), "BLOCKS")
+    if ids == []:
+        raise InvalidInput(options.blocks, "BLOCKS", "blocks such as 32-35,40; nothing at all means all of them")
     known = explain(survey, ids)
     if options.owners:
         known = [_with_owners(survey, one) for one in known]
     if options.json:
-        print(json.dumps(to_json(survey, known), indent=2))
+        print_json(to_json(survey, known))
     else:
         lines = _table(known) if ids is None else [line for one in known for line in _detail(survey, one)]
         print("\n".join([*lines, *([""] if ids is None else []), *_summary(survey, known)]))
@@ -54,7 +56,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _with_owners(survey: Survey, known: Explanation) -> Explanation:
-    return replace(known, owners=owners_of(survey, known.block.id, known.first_stop)) if known.pages else known
+    from memhp.host.owners import owners_of  # noqa: PLC0415 - only if it is asked for
+
+    return known._replace(owners=owners_of(survey, known.block.id, known.first_stop)) if known.pages else known
 
 
 def _table(known: Sequence[Explanation]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Man pages and completion for bash, made from what the commands themselves say of their options.
+"""Man pages, made from what the commands themselves say of their options.
 
 ``scripts/make-manual`` writes them; a test sees to it that they are up to date. No library reads both argparse and the help of
 the commands that replace C tools, and what is left for it to do is a page of code.
@@ -14,29 +14,39 @@ from importlib import import_module
 
 from memhp.cli import COMMANDS, REPLACEMENTS
 
-__all__ = ["completion", "man_pages"]
+__all__ = ["Command", "Option", "commands", "man_pages"]
 
 _HELP_LINE = re.compile(r"^ +(?:(-\w), |    )(--[\w-]+)(\[=\w+\])?(?: (<\w+>|json))? +(.*)$")
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
+class Option:
+    """An option as its command's help has it; ``value`` is what stands behind it, '' for nothing."""
+
     flags: tuple[str, ...]
     value: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
+class Command:
+    """A command, or a part of one (``lab boot``)."""
+
     name: str
     purpose: str
     description: str
     operands: tuple[tuple[str, str], ...] = ()
-    options: tuple[_Option, ...] = ()
-    parts: tuple[_Command, ...] = field(default=())
+    options: tuple[Option, ...] = ()
+    parts: tuple[Command, ...] = field(default=())
+
+    @property
+    def short_name(self) -> str:
+        """The last word of its name."""
+        return self.name.rpartition(" ")[2]
 
 
-def _commands() -> list[_Command]:
+def commands() -> list[Command]:
+    """Give all commands, in the order of memhp's own help."""
     replaced = [_of_help(name, purpose, import_module(module)) for name, (module, purpose, _) in REPLACEMENTS.items()]
     return [*replaced, *(_of_parser(name, purpose, _configured(module)) for name, (module, purpose) in COMMANDS.items())]
 
@@ -47,7 +57,7 @@ def _configured(module: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _of_help(name: str, purpose: str, module: object) -> _Command:
+def _of_help(name: str, purpose: str, module: object) -> Command:
     found = []
     text: str = vars(module)["_HELP"]
     for line in text.splitlines():
@@ -55,12 +65,12 @@ def _of_help(name: str, purpose: str, module: object) -> _Command:
         if match:
             short, long, optional, value, meaning = match.groups()
             flags = (short, long) if short else (long,)
-            found.append(_Option(flags, (value or optional or "").strip("<>"), meaning.strip()))
+            found.append(Option(flags, (value or optional or "").strip("<>"), meaning.strip()))
     synopsis = text.split("\n\n")[1].strip()
-    return _Command(name, purpose, synopsis, options=tuple(found))
+    return Command(name, purpose, synopsis, options=tuple(found))
 
 
-def _of_parser(name: str, purpose: str, parser: argparse.ArgumentParser) -> _Command:
+def _of_parser(name: str, purpose: str, parser: argparse.ArgumentParser) -> Command:
     operands, options, parts = [], [], []
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - likewise
@@ -68,29 +78,29 @@ def _of_parser(name: str, purpose: str, parser: argparse.ArgumentParser) -> _Com
             parts += [_of_parser(f"{name} {part}", purposes.get(part, ""), sub) for part, sub in action.choices.items()]
         elif action.option_strings:
             value = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
-            options.append(_Option(tuple(action.option_strings), value, action.help or ""))
+            options.append(Option(tuple(action.option_strings), value, action.help or ""))
         else:
             operands.append((str(action.metavar or action.dest), action.help or ""))
-    return _Command(name, purpose, parser.description or "", tuple(operands), tuple(options), tuple(parts))
+    return Command(name, purpose, parser.description or "", tuple(operands), tuple(options), tuple(parts))
 
 
 def man_pages() -> dict[str, str]:
     """Give the text of each page by the name of its file: ``memhp.1``, and one for each command."""
-    commands = _commands()
-    pages = {f"memhp-{command.name}.1": _page(command) for command in commands}
-    return {"memhp.1": _first_page(commands), **pages}
+    table = commands()
+    pages = {f"memhp-{command.name}.1": _page(command) for command in table}
+    return {"memhp.1": _first_page(table), **pages}
 
 
-def _first_page(commands: list[_Command]) -> str:
+def _first_page(table: list[Command]) -> str:
     lines = [_head("memhp", "memory hotplug for Linux"), ".SH SYNOPSIS", ".B memhp", ".I COMMAND", "[\\fIOPTIONS\\fR]"]
     lines += [".SH DESCRIPTION", "See what happens when a machine's memory grows and shrinks, and take part."]
     lines += [".SH COMMANDS"]
-    for command in commands:
+    for command in table:
         lines += [".TP", f".BR memhp\\-{_escaped(command.name)} (1)", _escaped(command.purpose)]
     return _joined(lines)
 
 
-def _page(command: _Command) -> str:
+def _page(command: Command) -> str:
     title = f"memhp-{command.name}"
     lines = [_head(title, command.purpose), ".SH SYNOPSIS", *_synopsis(command)]
     for part in command.parts:
@@ -106,14 +116,14 @@ def _head(title: str, purpose: str) -> str:
     return f'.TH {_escaped(title.upper())} 1 "" memhp\n.SH NAME\n{_escaped(title)} \\- {_escaped(purpose)}'
 
 
-def _synopsis(command: _Command) -> Iterator[str]:
+def _synopsis(command: Command) -> Iterator[str]:
     yield f".B memhp {_escaped(command.name)}"
     yield "[\\fIOPTIONS\\fR]"
     for operand, _ in command.operands:
         yield f".I {_escaped(operand)}"
 
 
-def _details(command: _Command) -> Iterator[str]:
+def _details(command: Command) -> Iterator[str]:
     for operand, text in command.operands:
         yield f".TP\n.I {_escaped(operand)}\n{_escaped(text)}"
     for option in command.options:
@@ -131,31 +141,3 @@ def _escaped(text: str) -> str:
 
 def _joined(lines: list[str]) -> str:
     return "\n".join(line for line in lines if line) + "\n"
-
-
-def completion() -> str:
-    """Give the script that completes commands and options in bash; what is no option is completed as a file."""
-    commands = _commands()
-    cases = [f"    {command.name}) words='{' '.join(_words(command))}' ;;" for command in commands]
-    names = " ".join(command.name for command in commands)
-    return "\n".join(
-        [
-            "# Completion of memhp for bash; made by scripts/make-manual.",
-            "_memhp() {",
-            "  local word=${COMP_WORDS[COMP_CWORD]} words=",
-            f"  [ $COMP_CWORD = 1 ] && words='{names} --help --version'",
-            "  [ $COMP_CWORD -gt 1 ] && case ${COMP_WORDS[1]} in",
-            *cases,
-            "  esac",
-            '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
-            "}",
-            "complete -o default -F _memhp memhp",
-            "",
-        ]
-    )
-
-
-def _words(command: _Command) -> list[str]:
-    own = [flag for option in command.options for flag in option.flags if flag.startswith("--")]
-    parts = [word for part in command.parts for word in (part.name.rpartition(" ")[2], *_words(part))]
-    return list(dict.fromkeys([*own, *parts]))

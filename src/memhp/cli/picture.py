@@ -10,7 +10,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from memhp.abi.tree import DirTree
-from memhp.host.inventory import Block, Host, Inventory
+from memhp.host.block import Block
+from memhp.host.inventory import Host, Inventory
 from memhp.units import format_ids, format_size
 
 __all__ = ["draw_map", "draw_svg", "picture", "to_json"]
@@ -62,7 +63,7 @@ def to_json(inventory: Inventory) -> str:
         "online_bytes": inventory.online_bytes,
         "offline_bytes": inventory.block_size * len(inventory.blocks) - inventory.online_bytes,
         "nodes": list(inventory.nodes),
-        "policy": {name: getattr(policy, name) for name in policy.__slots__},
+        "policy": {name: getattr(policy, name) for name in policy._fields},
         "deconfigured": list(inventory.deconfigured),
     }
     # A line for each block: such a file can be read, compared and searched.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memhp.abi.tree import DirTree
-from memhp.cli.text import columns, common_options, goal_options, guarded, human, size_option
+from memhp.cli.text import columns, common_options, goal_options, guarded, human, print_json, size_option, sysroot_of
 from memhp.host.goal import Operation
 from memhp.host.inventory import Host
 from memhp.host.plan import Plan, Step, make_plan
 from memhp.host.survey import Survey
 from memhp.units import format_ids
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["configure", "lines_of", "main", "plan_of", "to_json"]
 
@@ -37,9 +38,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    plan = plan_of(options, Operation(options.operation), Host(DirTree(options.sysroot or "/")))
+    plan = plan_of(options, Operation(options.operation), Host(DirTree(sysroot_of(options))))
     if options.json:
-        print(json.dumps(to_json(plan), indent=2))
+        print_json(to_json(plan))
     else:
         print("\n".join(lines_of(plan)))
     return 0 if plan.feasible else 1
@@ -59,7 +60,7 @@ def plan_of(options: argparse.Namespace, operation: Operation, host: Host) -> Pl
 def lines_of(plan: Plan) -> list[str]:
     """Give a plan as lines of text."""
     verb = "Take offline" if plan.operation is Operation.OFFLINE else "Bring online"
-    lines = [f"{verb} {human(plan.size)}: {len(plan.steps)} blocks of {human(plan.block_size)}"]
+    lines = [f"{verb} {human(plan.size)}: {_blocks(len(plan.steps))} of {human(plan.block_size)}"]
     groups = itertools.groupby(plan.steps, key=lambda step: (step.node, step.zone, step.word, step.sentence))
     rows = [
         [f"  memory{format_ids(ids)}", f"node {node}", zone or "-", word, what]
@@ -71,10 +72,15 @@ def lines_of(plan: Plan) -> list[str]:
             f"  memory{format_ids(plan.already)} already {'offline' if plan.operation is Operation.OFFLINE else 'online'}"
         )
     if plan.spare:
-        lines.append(f"  {len(plan.spare)} more blocks could stand in for one that fails, memory{plan.spare[0].block.id} first")
+        first = f"memory{plan.spare[0].block.id}{' first' if len(plan.spare) > 1 else ''}"
+        lines.append(f"  {_blocks(len(plan.spare), 'more ')} could stand in for one that fails, {first}")
     lines += _what_is_left(plan)
     lines += [f"Mind: {warning}" for warning in plan.warnings]
     return [*lines, *(f"Not possible: {problem}" for problem in plan.problems)]
+
+
+def _blocks(number: int, word: str = "") -> str:
+    return f"{number} {word}block{'s' * (number != 1)}"
 
 
 def _grouped(groups: Any) -> list[tuple[Any, list[int]]]:

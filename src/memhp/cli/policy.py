@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 
 from memhp.abi.tree import DirTree
-from memhp.errors import InvalidInput, MemhpError
+from memhp.cli.text import guarded, sysroot_of, sysroot_option
+from memhp.errors import InvalidInput
 from memhp.host.inventory import Host
 from memhp.host.policy import SETTINGS, PolicyReport, report, set_policy
 
 __all__ = ["configure", "main"]
-
-_DONE, _FAILED, _BAD_INPUT = 0, 1, 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Several settings are set together or not at all."
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument("--sysroot", metavar="DIR", default="/", help="read a copy of a machine's files")
+    sysroot_option(parser)
     commands = parser.add_subparsers(dest="policy", metavar="show | set NAME=VALUE...")
     commands.add_parser("show", help="show it; also without a command")
     setting = commands.add_parser("set", help="set it", description=f"The names are {', '.join(SETTINGS)}.")
@@ -33,19 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Show or set it; gives the exit code."""
-    try:
-        if options.policy == "set":
-            set_policy(DirTree(options.sysroot, writable=True), _wanted(options.settings))
-            return _DONE
-        found = report(Host(DirTree(options.sysroot)))
-        print(json.dumps(asdict(found), indent=2) if options.json else _text(found))
-    except InvalidInput as error:
-        print(f"memhp policy: {error}", file=sys.stderr)
-        return _BAD_INPUT
-    except MemhpError as error:
-        print(f"memhp policy: {error}", file=sys.stderr)
-        return _FAILED
-    return _DONE
+    return guarded(lambda: _main(options), "memhp policy")
+
+
+def _main(options: argparse.Namespace) -> int:
+    root = sysroot_of(options)
+    if options.policy == "set":
+        set_policy(DirTree(root, writable=True), _wanted(options.settings))
+        return 0
+    found = report(Host(DirTree(root)))
+    print(json.dumps({**asdict(found), "policy": found.policy._asdict()}, indent=2) if options.json else _text(found))
+    return 0
 
 
 def _wanted(settings: list[str]) -> dict[str, str]:

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from memhp.errors import InvalidInput, MemhpError
 from memhp.units import parse_size
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "columns", "common_options", "goal_options", "guarded", "human", "size_option"]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "columns",
+    "common_options",
+    "goal_options",
+    "guarded",
+    "human",
+    "print_json",
+    "size_option",
+    "sysroot_of",
+    "sysroot_option",
+]
 
 BAD_INPUT, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that each of the commands has."""
-    parser.add_argument("-s", "--sysroot", metavar="DIR", help="look at a copy of another machine's /sys and /proc in DIR")
+    sysroot_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def sysroot_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says whose files to look at."""
+    parser.add_argument("-s", "--sysroot", metavar="DIR", help="look at a copy of another machine's /sys and /proc in DIR")
+
+
+def sysroot_of(options: argparse.Namespace) -> str:
+    """Give the directory of that option, / by default.
+
+    Raises:
+        InvalidInput: there is no such directory.
+    """
+    chosen: str | None = options.sysroot
+    if chosen is not None and not os.path.isdir(chosen):
+        raise InvalidInput(chosen, "--sysroot", "a directory that has a copy of a machine's /sys and /proc")
+    return chosen or "/"
 
 
 def goal_options(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -62,28 +94,44 @@ def human(size: int) -> str:
     return f"{value:.0f} {units[0]}" if value == int(value) else f"{value:.1f} {units[0]}"
 
 
-def guarded(command: Callable[[], int]) -> int:
+def print_json(document: object) -> None:
+    """Print what ``--json`` promises."""
+    import json  # noqa: PLC0415 - only if it is asked for
+
+    print(json.dumps(document, indent=2))
+
+
+def guarded(command: Callable[[], int], program: str = "memhp") -> int:
     """Run a command; what is wrong with its input or with the machine is one line and an exit code, never a traceback."""
     try:
         code = command()
         sys.stdout.flush()
     except InvalidInput as error:
-        print(f"memhp: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE
     except MemhpError as error:
-        print(f"memhp: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"memhp: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        _drop_output()
         return FAILED
     except KeyboardInterrupt:
-        print("memhp: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _drop_output() -> None:
+    # What could not be written would be tried once more, in vain, when Python ends.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def size_option(text: str | None, where: str) -> int | None:

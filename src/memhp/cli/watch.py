@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import sys
 import time
 from typing import Any
 
 from memhp.cli.signals import ended_by_signals
-from memhp.errors import MemhpError
+from memhp.cli.text import guarded
 from memhp.host.inventory import Host
 from memhp.host.watch import ChainCalled, Event, Found, Lost, UeventSeen
 from memhp.notifier import NotifyResult
 from memhp.units import format_ids, format_size
 
 __all__ = ["as_json", "as_text", "configure", "main"]
-
-_ENDED, _FAILED, _BROKEN_PIPE = 0, 1, 141
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +49,10 @@ def _seconds(text: str) -> float:
 
 def main(options: argparse.Namespace) -> int:
     """Watch until the end; gives the exit code."""
+    return guarded(lambda: _watch(options), "memhp watch")
+
+
+def _watch(options: argparse.Namespace) -> int:
     host = Host()
     try:
         with ended_by_signals():
@@ -61,15 +61,9 @@ def main(options: argparse.Namespace) -> int:
                 size = host.block_size
                 for event in itertools.islice(watch.events(options.timeout), options.count):
                     print(json.dumps(as_json(event)) if options.json else as_text(event, size), flush=True)
-    except MemhpError as error:
-        print(f"memhp watch: {error}", file=sys.stderr)
-        return _FAILED
     except KeyboardInterrupt:
-        return _ENDED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    return _ENDED
+        pass  # that is how it is ended
+    return 0
 
 
 def as_json(event: Event) -> dict[str, Any]:

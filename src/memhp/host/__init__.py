@@ -6,11 +6,12 @@ knows which it is. Names are imported when they are used, so that ``memhp list``
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memhp.host.inventory import Block, Host, Inventory, Policy
+    from memhp.host.block import Block
+    from memhp.host.inventory import Host, Inventory, Policy
 
 __all__ = ["Block", "Host", "Inventory", "Policy"]
 
-_HOME = dict.fromkeys(("Block", "Host", "Inventory", "Policy"), "memhp.host.inventory")
+_HOME = {"Block": "memhp.host.block", **dict.fromkeys(("Host", "Inventory", "Policy"), "memhp.host.inventory")}
 
 
 def __getattr__(name: str) -> object:

@@ -8,43 +8,33 @@ call of GOING_* is followed by one that says how it ended.
 
 from __future__ import annotations
 
-import enum
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypedDict
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from memhp.abi.paths import MEMORY
-from memhp.abi.proc import MEMINFO, ZONEINFO, parse_meminfo, parse_zoneinfo
+from memhp.abi.proc import MEMINFO, parse_meminfo
 from memhp.abi.tree import DirTree, Tree
 from memhp.errors import ChangeFailed, HostError, InvalidInput
-from memhp.events import (
-    MEM_CANCEL_OFFLINE,
-    MEM_CANCEL_ONLINE,
-    MEM_GOING_OFFLINE,
-    MEM_GOING_ONLINE,
-    MEM_OFFLINE,
-    MEM_ONLINE,
-    NO_CHANGE,
-    MemoryNotify,
-)
 from memhp.host.evidence import KernelLog, culprits
 from memhp.host.goal import Operation
-from memhp.host.hooks import Hook, registered
 from memhp.host.journal import Before, Journal
+from memhp.host.outcome import KERNEL_CHOSE, Attempt, Outcome, Result, Stuck
 from memhp.host.plan import Plan, Step
 from memhp.host.writer import Writer, Written, writer_for
-from memhp.notifier import NotifierChain, NotifyResult
-from memhp.units import Pfn, format_ids
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from memhp.host.hooks import Hook
+    from memhp.host.parties import Parties
+    from memhp.notifier import NotifierChain
 
 __all__ = ["Attempt", "Outcome", "Result", "Stuck", "Transaction", "Wishes"]
 
-_ACTIONS = {
-    Operation.OFFLINE: (MEM_GOING_OFFLINE, MEM_OFFLINE, MEM_CANCEL_OFFLINE),
-    Operation.ONLINE: (MEM_GOING_ONLINE, MEM_ONLINE, MEM_CANCEL_ONLINE),
-}
 _EXPLAINED = frozenset({errno.EBUSY, errno.EINTR})
 
 Progress = Callable[[str, dict[str, Any]], None]
@@ -57,116 +47,22 @@ class Wishes(TypedDict, total=False):
     timeout: float | None
     partial: bool
     hooks: Sequence[Hook]
-    journal: Path | None
+    journal: str | PathLike[str] | None
     progress: Progress | None
-
-
-class Result(enum.Enum):
-    """How a transaction ended; the values are the exit codes of the commands."""
-
-    DONE = 0
-    """The goal is reached."""
-    UNCHANGED = 1
-    """Nothing is changed: it was refused, or undone."""
-    PARTLY = 64
-    """A part is done: because that was welcome, or because it could not be undone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A try that failed.
-
-    Attributes:
-        block: the block's id.
-        word: what was written, or would have been.
-        errno: what came of it.
-        text: the same in words.
-        seconds: how long it took, 0 if nothing was written.
-        evidence: what held it up, as far as it can be told.
-        undo: whether it was a try to undo.
-        asked: whether it failed before a write, because somebody who was asked refused.
-    """
-
-    block: int
-    word: str
-    errno: int
-    text: str
-    seconds: float = 0.0
-    evidence: tuple[str, ...] = ()
-    undo: bool = False
-    asked: bool = False
-
-    def __str__(self) -> str:
-        why = f" ({'; '.join(self.evidence)})" if self.evidence else ""
-        return f"memory{self.block}: {self.text}{why}"
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    """A block that is not as it was and could not be put back."""
-
-    block: int
-    before: str
-    now: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"memory{self.block} was {self.before} and is {self.now}: {self.why}"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        plan: what was to be done.
-        result: done, unchanged or partly.
-        changed: the blocks that are changed now, in the order in which they were.
-        undone: the blocks that were changed and are as before again.
-        stuck: the blocks that are neither.
-        attempts: what failed on the way; a try in vain each.
-        others: blocks that somebody else brought into the wanted state meanwhile.
-        seconds: how long it all took.
-        reason: why it isn't done; '' if it is.
-    """
-
-    plan: Plan
-    result: Result
-    changed: tuple[int, ...] = ()
-    undone: tuple[int, ...] = ()
-    stuck: tuple[Stuck, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    others: tuple[int, ...] = ()
-    seconds: float = 0.0
-    reason: str = ""
-
-    @property
-    def vain(self) -> int:
-        """How many writes failed."""
-        return sum(not attempt.undo and not attempt.asked for attempt in self.attempts)
-
-    def __str__(self) -> str:
-        verb = self.plan.operation.value
-        if self.result is Result.DONE:
-            return f"memory{format_ids(self.changed)} {verb}" if self.changed else f"nothing to do: all of it is {verb} already"
-        held = f"memory{format_ids(self.changed)} {verb}" if self.changed else "no block is changed"
-        undone = f"; memory{format_ids(self.undone)} put back" if self.undone else ""
-        stuck = "".join(f"; {block}" for block in self.stuck)
-        return f"{self.reason}; {held}{undone}{stuck}"
 
 
 class _GiveUp(Exception):
     """The goal can't be reached."""
 
 
-@dataclass(slots=True)
 class _Done:
     # What a transaction has come to.
-    changed: list[Step] = field(default_factory=list)
-    undone: list[int] = field(default_factory=list)
-    stuck: list[Stuck] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    others: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.changed: list[Step] = []
+        self.undone: list[int] = []
+        self.stuck: list[Stuck] = []
+        self.attempts: list[Attempt] = []
+        self.others: list[int] = []
 
 
 class Transaction:
@@ -175,7 +71,7 @@ class Transaction:
     Args:
         tree: the machine.
         plan: what to do.
-        chain: who is asked and told.
+        chain: gives the chain of those who are asked and told; None while there is nobody.
         timeout: seconds for each write; None waits for ever.
         partial: whether a part of the goal is welcome.
         hooks: programs to ask and tell, after those of the chain with a priority of at least 0 that are there already.
@@ -193,11 +89,11 @@ class Transaction:
         tree: Tree,
         plan: Plan,
         *,
-        chain: NotifierChain,
+        chain: Callable[[], NotifierChain | None],
         timeout: float | None = None,
         partial: bool = False,
         hooks: Sequence[Hook] = (),
-        journal: Path | None = None,
+        journal: str | PathLike[str] | None = None,
         progress: Progress | None = None,
         explain: Callable[[int], str] | None = None,
         writer: Writer | None = None,
@@ -220,7 +116,8 @@ class Transaction:
         self._begun: float | None = None
         self._seconds = 0.0
         self._reason = ""
-        self._asked: dict[int, tuple[Step, Operation, MemoryNotify]] = {}
+        self._asked: dict[int, tuple[Step, Operation, Parties | None]] = {}
+        self._taking_part: Parties | None = None
         self._flying: tuple[Step, Operation, bool] | None = None  # a write whose outcome is not noted yet
 
     def run(self) -> Outcome:
@@ -228,17 +125,17 @@ class Transaction:
 
         Raises:
             ChangeFailed: the goal isn't reached, and a part of it isn't welcome or there is none; ``outcome`` says what holds.
-            HostError: the tree is a copy, or may not be written.
+            HostError: the tree is a copy, or may not be written; nobody was asked.
             BaseException: Ctrl-C and the like, after what was done is undone.
         """
-        _check_writable(self.tree)
+        _check_writable(self.tree, self.plan)
         self._begun = time.monotonic()
         if self.plan.problems:
             self._reason = "; ".join(self.plan.problems)
             raise ChangeFailed(self.outcome)
         try:
             self._begin()
-            with registered(self._chain, self._hooks):
+            with self._registered():
                 self._reason = self._carry_out()
         finally:
             self._seconds = time.monotonic() - self._begun
@@ -275,6 +172,14 @@ class Transaction:
         self._journal.begin(self.plan.operation.value, self.plan.goal.text)
         for step in self.plan.steps:
             self._journal.block(_before(step))
+
+    def _registered(self) -> AbstractContextManager[None]:
+        chain = self._chain() if self._hooks else None
+        if chain is None:
+            return nullcontext()
+        from memhp.host.hooks import registered  # noqa: PLC0415 - only where there are programs
+
+        return registered(chain, self._hooks)
 
     def _carry_out(self) -> str:
         # Gives why the goal wasn't reached, or ''.
@@ -337,7 +242,7 @@ class Transaction:
         other = Operation.ONLINE if self.plan.operation is Operation.OFFLINE else Operation.OFFLINE
         self._progress("undo", {"block": step.block.id})
         came = self._ask(back, other, undo=True) and self._write(back, other, undo=True)
-        self._account(step, "the kernel chose that zone" if came else self._done.attempts[-1].text)
+        self._account(step, KERNEL_CHOSE if came else self._done.attempts[-1].text)
 
     def _account(self, step: Step, why: str) -> None:
         now = self._describe(step.block.id)
@@ -350,34 +255,35 @@ class Transaction:
     # -- one block
 
     def _ask(self, step: Step, operation: Operation, *, undo: bool = False) -> bool:
-        block = step.block
-        going, _, _ = _ACTIONS[operation]
-        arg = self._arg(step, operation)
-        self._asked[block.id] = step, operation, arg
+        number = step.block.id
+        parties = self._parties()
+        self._asked[number] = step, operation, parties
         self._note("asked", step)
-        self._progress("ask", {"block": block.id})
-        answer = self._call(step, going, arg)
-        if answer.errno <= 0:
+        self._progress("ask", {"block": number})
+        refusal = parties.ask(step, operation) if parties is not None else None
+        if refusal is None:
             return True
-        self._tell(block.id, happened=False)
-        cause = f": {answer.cause}" if answer.cause is not None else ""
-        text = f"{answer.callback} refused {going.name} with {answer}{cause}"
-        self._fail(Attempt(block.id, step.word, answer.errno, text, undo=undo, asked=True))
+        self._tell(number, happened=False)
+        self._fail(Attempt(number, step.word, refusal.errno, refusal.text, undo=undo, asked=True))
         return False
 
     def _tell(self, number: int, *, happened: bool) -> None:
-        step, operation, arg = self._asked.pop(number)
-        _, done, cancel = _ACTIONS[operation]
+        step, operation, parties = self._asked.pop(number)
         try:
-            self._call(step, done if happened else cancel, arg)
+            if parties is not None:
+                parties.tell(step, operation, happened=happened)
         finally:
             self._note("told", step)
 
-    def _call(self, step: Step, action: Any, arg: MemoryNotify) -> NotifyResult:
-        block = step.block
-        for hook in self._hooks:
-            hook.about(block, step.node, step.zone)
-        return self._chain.call(action, arg)
+    def _parties(self) -> Parties | None:
+        chain = self._chain()
+        if chain is None:
+            return None
+        if self._taking_part is None:
+            from memhp.host.parties import Parties  # noqa: PLC0415 - mostly nobody takes part
+
+            self._taking_part = Parties(self.tree, chain, self._hooks, self.plan.page_size)
+        return self._taking_part
 
     def _change(self, step: Step) -> bool:
         number = step.block.id
@@ -474,26 +380,6 @@ class Transaction:
             return ""
         return "only so little memory is available by now that the floor would be passed"
 
-    def _arg(self, step: Step, operation: Operation) -> MemoryNotify:
-        pages = step.block.size // self.plan.page_size
-        normal, any_memory = self._nids(step, operation, pages)
-        return MemoryNotify(Pfn(step.block.start // self.plan.page_size), pages, normal, any_memory)
-
-    def _nids(self, step: Step, operation: Operation, pages: int) -> tuple[int, int]:
-        # mm/memory_hotplug.c, node_states_check_changes_online() and _offline(), with what zoneinfo says is present.
-        try:
-            zones = [zone for zone in parse_zoneinfo(self.tree.read(ZONEINFO)) if zone.node == step.node]
-        except (OSError, InvalidInput):
-            return NO_CHANGE, NO_CHANGE
-        kernel = sum(zone.present for zone in zones if zone.name not in {"Movable", "Device"})
-        movable = sum(zone.present for zone in zones if zone.name == "Movable")
-        in_kernel = step.zone != "Movable"
-        if operation is Operation.ONLINE:
-            changes = in_kernel and kernel == 0, kernel + movable == 0
-        else:
-            changes = in_kernel and pages >= kernel, pages >= kernel + movable
-        return step.node if changes[0] else NO_CHANGE, step.node if changes[1] else NO_CHANGE
-
     # -- noting
 
     def _note(self, what: str, step: Step) -> None:
@@ -526,9 +412,15 @@ class Transaction:
         )
 
 
-def _check_writable(tree: Tree) -> None:
-    if isinstance(tree, DirTree) and not tree.writable:
+def _check_writable(tree: Tree, plan: Plan) -> None:
+    if not isinstance(tree, DirTree):
+        return
+    if not tree.writable:
         raise HostError(str(tree.root), "a copy, or a machine that is only looked at, can't be changed", errno=errno.EROFS)
+    # What isn't allowed for one block is for none: trying all of them, and asking everybody before, would be of no use.
+    for path in (tree.real_path(f"{MEMORY}/memory{step.block.id}/state") for step in plan.steps[:1]):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise HostError(path, "may not be written", errno=errno.EACCES, hint="be root")
 
 
 def _before(step: Step) -> Before:
@@ -542,6 +434,6 @@ def _was(step: Step) -> str:
 
 def _reverse(step: Step, operation: Operation) -> Step:
     if operation is Operation.ONLINE:
-        return replace(step, word="offline")
+        return step._replace(word="offline")
     word = {"Movable": "online_movable", "": "online"}.get(step.block.zone or "", "online_kernel")
-    return replace(step, word=word, zone=step.block.zone or "")
+    return step._replace(word=word, zone=step.block.zone or "")

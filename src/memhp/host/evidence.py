@@ -23,7 +23,7 @@ class KernelLog:
 
     def __init__(self, tree: Tree) -> None:
         self._descriptor = -1
-        if isinstance(tree, DirTree) and str(tree.root) == "/":
+        if isinstance(tree, DirTree) and tree.is_this_machine:
             with contextlib.suppress(OSError):
                 self._descriptor = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 os.lseek(self._descriptor, 0, os.SEEK_END)

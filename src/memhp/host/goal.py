@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.errors import InvalidInput
 from memhp.host.survey import Survey
@@ -29,8 +29,7 @@ class Operation(enum.Enum):
         return "online" if self is Operation.OFFLINE else "offline"
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
+class Goal(NamedTuple):
     """What is asked for.
 
     Attributes:

@@ -19,12 +19,11 @@ from typing import Any
 
 from memhp.errors import HookFailed, HostError
 from memhp.events import MemoryAction, MemoryNotify
-from memhp.host.inventory import Block
+from memhp.host.block import Block
 from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifierChain, NotifyResult
 
-__all__ = ["DEADLINE", "DEFAULT_HOOKS", "Hook", "hooks_in", "registered"]
+__all__ = ["DEADLINE", "Hook", "hooks_in", "registered"]
 
-DEFAULT_HOOKS = "/etc/memhp/hooks.d"
 DEADLINE = 30.0
 """Seconds that a program has, if nothing else is said."""
 

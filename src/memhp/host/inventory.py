@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack, overload
 
 from memhp.abi.formats import parse_hex
 from memhp.abi.paths import FIRMWARE_MEMORY, MEMORY, NODE, PARAMETERS
 from memhp.abi.tree import DirTree, Tree, open_directory
 from memhp.errors import HostError, InvalidInput, NoMemoryBlocks
-from memhp.units import BlockId, PhysAddr
+from memhp.host.block import NOT_READ, Block, read_flag, read_words
+from memhp.units import BlockId
 
 if TYPE_CHECKING:
     from memhp.abi.directory import Directory
@@ -27,122 +27,14 @@ if TYPE_CHECKING:
     from memhp.host.watch import Watch
     from memhp.notifier import Callback, NotifierBlock, NotifierChain
 
-__all__ = ["Block", "Host", "Inventory", "Policy"]
+__all__ = ["Host", "Inventory", "Policy"]
 
 T = TypeVar("T")
 
-_NOT_READ = ("not read",)
 KERNEL_OPTIONS = "the kernel needs CONFIG_MEMORY_HOTPLUG (and CONFIG_SPARSEMEM below it), and /sys must be mounted"
 
 
-class Block:
-    """One memory block: its state as it was when the blocks were read.
-
-    Attributes:
-        id: its number, the N of ``memoryN``.
-        start: physical address of its first byte.
-        size: bytes.
-        nodes: the NUMA nodes that have a part of it, ascending; () where the kernel has no nodes or the copy doesn't say.
-        state: the word of the file: online, offline, going-offline; '' if the file can't be read.
-    """
-
-    __slots__ = ("_late", "_zones", "id", "nodes", "size", "start", "state")
-
-    def __init__(
-        self,
-        id: BlockId,  # noqa: A002 - the field's name
-        size: int,
-        nodes: tuple[int, ...],
-        state: str,
-        valid_zones: tuple[str, ...] | None = _NOT_READ,
-        late: Callable[[str], str | None] | None = None,
-    ) -> None:
-        self.id = id
-        self.start = PhysAddr(id * size)
-        self.size = size
-        self.nodes = nodes
-        self.state = state
-        self._zones = valid_zones
-        self._late = late
-
-    def __repr__(self) -> str:
-        return f"<Block memory{self.id} {self.state or '?'} nodes {self.nodes}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Block):
-            return NotImplemented
-        return self._facts() == other._facts()
-
-    def __hash__(self) -> int:
-        return hash(self._facts())
-
-    def _facts(self) -> tuple[object, ...]:
-        return self.id, self.size, self.nodes, self.state
-
-    @property
-    def valid_zones(self) -> tuple[str, ...] | None:
-        """The words of the file; None if the kernel doesn't say (before 3.18).
-
-        Of an online block: its zone, or ``none`` if it lies in several or can't go offline. Of an offline block: the zones that
-        it can go to, the default first. It is read at the first question, unless the blocks were read with their zones.
-        """
-        if self._zones is _NOT_READ:
-            self._zones = _words(self._read("valid_zones"))
-        return self._zones
-
-    @property
-    def end(self) -> PhysAddr:
-        """The address behind its last byte."""
-        return PhysAddr(self.start + self.size)
-
-    @property
-    def online(self) -> bool:
-        """Whether its state is online."""
-        return self.state == "online"
-
-    @property
-    def node(self) -> int | None:
-        """Its node if it has exactly one, else None."""
-        return self.nodes[0] if len(self.nodes) == 1 else None
-
-    @property
-    def zone(self) -> str | None:
-        """Of an online block the zone that it lies in; None if that is not one, not known, or it isn't online."""
-        if self.state != "online" or not self.valid_zones or len(self.valid_zones) != 1:
-            return None
-        return None if self.valid_zones[0].lower() == "none" else self.valid_zones[0]
-
-    @property
-    def verdict(self) -> tuple[str, str]:
-        """Whether it would go offline, as far as these files tell: offline (it is), no, or unknown; and why.
-
-        There is no yes: what is in a block isn't in these files.
-        """
-        if self.state == "offline":
-            return "offline", "it is offline"
-        if self.valid_zones is not None and [word.lower() for word in self.valid_zones] == ["none"]:
-            return "no", "it lies in several zones or nodes"
-        if self.state == "going-offline":
-            return "unknown", "it is on its way"
-        return "unknown", "its pages decide" if self.state else "its state can't be read"
-
-    @property
-    def removable(self) -> bool | None:
-        """What the file says, read when asked for; it tells nothing, as kernels say 1 for every block (``removable_show()``)."""
-        return _flag(self._read("removable"))
-
-    @property
-    def phys_device(self) -> int | None:
-        """The number of the physical device, 0 except on s390. Read when asked for."""
-        text = self._read("phys_device")
-        return int(text) if text is not None and text.strip().isdigit() else None
-
-    def _read(self, file: str) -> str | None:
-        return self._late(f"memory{self.id}/{file}") if self._late else None
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What the kernel does with new memory, as its files say; None where it has no such file.
 
     Attributes:
@@ -160,8 +52,7 @@ class Policy:
     memmap_on_memory: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(NamedTuple):
     """A machine's memory at one moment.
 
     Attributes:
@@ -235,7 +126,7 @@ class Host:
             state = texts[index * len(files)]
             if state is None and here is not None and f"memory{number}" not in here:
                 continue
-            words = _words(texts[2 * index + 1]) if zones else _NOT_READ
+            words = read_words(texts[2 * index + 1]) if zones else NOT_READ
             found.append(Block(BlockId(number), size, owners.get(number, ()), (state or "").strip(), words, self._late))
         return tuple(found)
 
@@ -252,7 +143,7 @@ class Host:
             auto_online_blocks=self._text(f"{MEMORY}/auto_online_blocks"),
             online_policy=self._text(f"{PARAMETERS}/online_policy"),
             auto_movable_ratio=int(ratio) if ratio is not None and _digits(ratio) else None,
-            auto_movable_numa_aware=_flag(aware),
+            auto_movable_numa_aware=read_flag(aware),
             memmap_on_memory=self._text(f"{PARAMETERS}/memmap_on_memory"),
         )
 
@@ -318,7 +209,7 @@ class Host:
         return Transaction(
             self.tree,
             plan,
-            chain=self.memory_chain,
+            chain=lambda: self.memory_chain if wishes.get("hooks") else self._chain,
             timeout=wishes.get("timeout"),
             partial=wishes.get("partial", False),
             hooks=wishes.get("hooks", ()),
@@ -428,10 +319,6 @@ class Host:
         return None if text is None else text.strip()
 
 
-def _words(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split())
-
-
 def _is_block(name: str) -> bool:
     return name[:6] == "memory" and _digits(name[6:])
 
@@ -453,7 +340,3 @@ def _nodes_of(directory: Directory, number: int) -> tuple[int, ...]:
     except OSError:
         return ()
     return tuple(sorted(int(name[4:]) for name in names if name[:4] == "node" and _digits(name[4:])))
-
-
-def _flag(text: str | None) -> bool | None:
-    return {"1": True, "Y": True, "y": True, "0": False, "N": False, "n": False}.get((text or "").strip()[:1])

@@ -14,9 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from memhp.errors import HostError
 
@@ -25,8 +23,7 @@ __all__ = ["Before", "Entry", "Journal", "default_directory", "forget", "locked"
 _FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(NamedTuple):
     """A block as it was before the transaction."""
 
     id: int
@@ -35,7 +32,6 @@ class Before:
     zone: str
 
 
-@dataclass(slots=True)
 class Entry:
     """A transaction that was not ended, as its file has it.
 
@@ -50,38 +46,45 @@ class Entry:
         written: blocks to which it wrote, or was about to, in order.
     """
 
-    path: Path
-    operation: str = ""
-    goal: str = ""
-    pid: int = 0
-    started: float = 0.0
-    before: dict[int, Before] = field(default_factory=dict)
-    asked: list[int] = field(default_factory=list)
-    written: list[int] = field(default_factory=list)
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.operation = ""
+        self.goal = ""
+        self.pid = 0
+        self.started = 0.0
+        self.before: dict[int, Before] = {}
+        self.asked: list[int] = []
+        self.written: list[int] = []
 
 
-def default_directory() -> Path:
+Directory = str | os.PathLike[str]
+
+
+def default_directory() -> str:
     """Give the directory: MEMHP_STATE_DIR, or /run/memhp for root, or the user's own run-time directory."""
     if chosen := os.environ.get("MEMHP_STATE_DIR"):
-        return Path(chosen)
+        return chosen
     if os.geteuid() == 0:
-        return Path("/run/memhp")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/memhp-{os.geteuid()}") / "memhp"  # noqa: S108 - it is made private
+        return "/run/memhp"
+    home = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/memhp-{os.geteuid()}"  # noqa: S108 - it is made private
+    return os.path.join(home, "memhp")
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Directory) -> Iterator[None]:
     """Hold the lock of the directory, which is made if it isn't there.
 
     Raises:
         HostError: it can't be made or isn't private, or another transaction is running (EBUSY).
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
+        os.makedirs(os.path.dirname(os.path.abspath(directory)), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        found = os.stat(directory)
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise HostError(str(directory), "belongs to somebody else, or others may write to it", errno=errno.EPERM)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(str(directory), f"can't keep a journal there: {error.strerror}", errno=error.errno or 0) from error
     try:
@@ -98,8 +101,8 @@ def locked(directory: Path) -> Iterator[None]:
 class Journal:
     """The file of the transaction that runs. Each note is one ``write()``, so a kill leaves whole lines but for the last."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / f"change-{time.time_ns()}-{os.getpid()}.jsonl"
+    def __init__(self, directory: Directory) -> None:
+        self._path = os.path.join(directory, f"change-{time.time_ns()}-{os.getpid()}.jsonl")
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def note(self, what: str, **details: Any) -> None:
@@ -118,18 +121,22 @@ class Journal:
         """Everything is accounted for: remove the file."""
         os.close(self._descriptor)
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+            os.unlink(self._path)
 
 
-def unfinished(directory: Path) -> list[Entry]:
+def unfinished(directory: Directory) -> list[Entry]:
     """Read the files of transactions that were killed, oldest first. Call it with the lock held.
 
     A file without a single write to a block changed nothing.
     """
     found = []
-    for path in sorted(directory.glob("change-*.jsonl")):
-        entry = Entry(path)
-        for line in path.read_bytes().split(b"\n")[:-1]:
+    for name in sorted(os.listdir(directory)):
+        if not (name.startswith("change-") and name.endswith(".jsonl")):
+            continue
+        entry = Entry(os.path.join(directory, name))
+        with open(entry.path, "rb") as file:
+            lines = file.read().split(b"\n")[:-1]
+        for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 _read(entry, json.loads(line))
         found.append(entry)
@@ -159,4 +166,4 @@ def _read(entry: Entry, note: dict[str, Any]) -> None:
 def forget(entry: Entry) -> None:
     """Remove the file of a transaction that is accounted for."""
     with contextlib.suppress(FileNotFoundError):
-        entry.path.unlink()
+        os.unlink(entry.path)

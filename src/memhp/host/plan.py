@@ -7,13 +7,13 @@ in ZONE_MOVABLE, then those with the highest addresses. Blocks of which nobody c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memhp.errors import InvalidInput
+from memhp.host.block import Block
 from memhp.host.explain import Explanation, Verdict, explain
 from memhp.host.frames import FrameKind
 from memhp.host.goal import Goal, Operation, parse_goal
-from memhp.host.inventory import Block
 from memhp.host.survey import Survey
 from memhp.units import PAGE_SIZE, format_ids, format_size
 
@@ -29,8 +29,7 @@ SAFE_RATIO = 3.0
 _ZONE_WORDS = {"movable": "online_movable", "kernel": "online_kernel", "normal": "online_kernel", "dma32": "online_kernel"}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One block of a plan.
 
     Attributes:
@@ -57,8 +56,7 @@ class Step:
         return self.verdict is Verdict.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(NamedTuple):
     """What a zone has now and will have, in pages."""
 
     node: int
@@ -69,8 +67,7 @@ class Left:
     free_after: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What would be done.
 
     Attributes:
@@ -132,18 +129,18 @@ class Plan:
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
 
-@dataclass(slots=True)
 class _Draft:
     # A plan in the making.
-    survey: Survey
-    operation: Operation
-    goal: Goal
-    steps: list[Step] = field(default_factory=list)
-    spare: list[Step] = field(default_factory=list)
-    already: list[int] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    explanations: dict[int, Explanation] = field(default_factory=dict)
+    def __init__(self, survey: Survey, operation: Operation, goal: Goal) -> None:
+        self.survey = survey
+        self.operation = operation
+        self.goal = goal
+        self.steps: list[Step] = []
+        self.spare: list[Step] = []
+        self.already: list[int] = []
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.explanations: dict[int, Explanation] = {}
 
 
 def make_plan(

@@ -14,11 +14,13 @@ from memhp.events import (
     MEM_ONLINE,
     MemoryNotify,
 )
-from memhp.host.change import Stuck, Transaction
+from memhp.host.block import Block
+from memhp.host.change import Transaction
 from memhp.host.goal import Goal, Operation
 from memhp.host.hooks import Hook, registered
-from memhp.host.inventory import Block, Host
+from memhp.host.inventory import Host
 from memhp.host.journal import Before, Entry
+from memhp.host.outcome import KERNEL_CHOSE, Stuck
 from memhp.host.plan import Plan, Step
 from memhp.units import PAGE_SIZE, Pfn
 
@@ -63,7 +65,7 @@ def recover(host: Host, entry: Entry, *, hooks: Sequence[Hook] = (), timeout: fl
         return []
     other = Operation.ONLINE if operation is Operation.OFFLINE else Operation.OFFLINE
     plan = Plan(other, Goal(entry.goal, ids=tuple(step.block.id for step in steps)), steps[0].block.size, tuple(steps))
-    transaction = Transaction(host.tree, plan, chain=host.memory_chain, timeout=timeout, partial=True, hooks=hooks)
+    transaction = Transaction(host.tree, plan, chain=lambda: host.memory_chain, timeout=timeout, partial=True, hooks=hooks)
     with contextlib.suppress(ChangeFailed):
         transaction.run()
     return _not_as_before(host, entry, plan, transaction)
@@ -77,7 +79,7 @@ def _not_as_before(host: Host, entry: Entry, plan: Plan, transaction: Transactio
         before, block = entry.before[number], blocks.get(number)
         was, now = _text(before.state, before.zone), _text(block.state, block.zone or "") if block else "gone"
         if was != now:
-            found.append(Stuck(number, was, now, failed.get(number, "the kernel chose that zone")))
+            found.append(Stuck(number, was, now, failed.get(number, KERNEL_CHOSE)))
     return found
 
 

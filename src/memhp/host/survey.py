@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.abi.paths import NODE
 from memhp.abi.proc import IOMEM, MEMINFO, ZONEINFO, ZoneInfo, parse_meminfo, parse_system_ram, parse_zoneinfo
 from memhp.abi.tree import Tree
 from memhp.errors import InvalidInput
-from memhp.host.inventory import Block, Host
+from memhp.host.block import Block
+from memhp.host.inventory import Host
 from memhp.units import PAGE_SIZE, parse_ids
 
 __all__ = ["HugePool", "Survey"]
@@ -18,8 +19,7 @@ __all__ = ["HugePool", "Survey"]
 _ARCH = "/proc/sys/kernel/arch"
 
 
-@dataclass(frozen=True, slots=True)
-class HugePool:
+class HugePool(NamedTuple):
     """A pool of huge pages of one size, in huge pages: of a node, or (with ``reserved``) of the machine."""
 
     page_bytes: int
@@ -28,8 +28,18 @@ class HugePool:
     reserved: int = 0
 
 
-@dataclass(frozen=True)
-class Survey:
+class _Facts(NamedTuple):
+    tree: Tree
+    blocks: tuple[Block, ...]
+    zones: tuple[ZoneInfo, ...]
+    ram: list[tuple[int, int, str]] | None
+    meminfo: dict[str, int]
+    memory_nodes: tuple[int, ...]
+    arch: str
+    page_size: int = PAGE_SIZE
+
+
+class Survey(_Facts):
     """A machine at one moment, for questions about what can change; everything that could not be read is None or empty.
 
     Attributes:
@@ -42,15 +52,6 @@ class Survey:
         arch: x86_64, aarch64, ...; '' if unknown (before 6.1).
         page_size: bytes; a copy doesn't say, so it is 4096 unless the caller knows better.
     """
-
-    tree: Tree
-    blocks: tuple[Block, ...]
-    zones: tuple[ZoneInfo, ...]
-    ram: list[tuple[int, int, str]] | None
-    meminfo: dict[str, int]
-    memory_nodes: tuple[int, ...]
-    arch: str
-    page_size: int = PAGE_SIZE
 
     @classmethod
     def take(cls, host: Host, *, page_size: int = PAGE_SIZE) -> Survey:

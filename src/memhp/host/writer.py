@@ -17,8 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from memhp.abi.tree import DirTree, Tree
 from memhp.errors import errno_name
@@ -62,8 +61,7 @@ for line in sys.stdin.buffer:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """How a write ended.
 
     Attributes:
@@ -124,7 +122,7 @@ class ProcessWriter:
         process = self._started()
         begun = time.monotonic()
         try:
-            self._send(process, f"{self._tree.root}{path}\0{word}\n")
+            self._send(process, f"{self._tree.real_path(path)}\0{word}\n")
             answer = self._answer(process, seconds)
         except BaseException:
             self._end_write(process)

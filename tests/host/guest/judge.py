@@ -18,6 +18,8 @@ MIB = 1 << 20
 SHM = Path("/dev/shm")  # noqa: S108 - the guest's own
 MAP_HUGETLB = 0x40000
 ALARM = 20
+PAGES = 32768
+"""Pages of a block."""
 
 
 def fill() -> list[object]:
@@ -36,23 +38,21 @@ def fill() -> list[object]:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     huge = libc.mmap(None, 16 * MIB, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB, -1, 0)
     ctypes.memset(huge, 1, 16 * MIB)
-    kept.append(pin())
     return kept
 
 
-def pin() -> object:
-    """Have pages of this process in a pipe, from where they can't move."""
-    pages = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for page in range(0, len(pages), 4096):
-        pages[page] = 1
+def pin() -> tuple[object, int]:
+    """Have a page of this process in a pipe, from where it can't move; give it and its pfn."""
+    page = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page[0] = 1
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     reading, writing = os.pipe()
-
-    class Iovec(ctypes.Structure):
-        _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-    part = Iovec(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 16 * 4096)
-    spliced = ctypes.CDLL(None, use_errno=True).vmsplice(writing, ctypes.byref(part), 1, 0)
-    return pages, reading, writing, spliced
+    vector = (ctypes.c_size_t * 2)(address, len(page))
+    spliced = ctypes.CDLL(None, use_errno=True).vmsplice(writing, ctypes.byref(vector), 1, 0)
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(address // 4096 * 8)
+        pfn = int.from_bytes(file.read(8), "little") & ((1 << 55) - 1)
+    return (page, reading, writing, spliced), pfn
 
 
 class Alarm(Exception):
@@ -88,6 +88,8 @@ def main() -> None:
         if block.state == "offline":
             attempt(int(block.id), "online_movable")
     kept = fill()
+    pin_kept, pfn = pin()
+    kept.append(pin_kept)
     found = []
     for number in [int(block.id) for block in Host().blocks()]:
         known = Host().explain([number])[0]
@@ -105,7 +107,9 @@ def main() -> None:
                 "came": came,
             }
         )
-    sys.stdout.write(json.dumps({"release": os.uname().release, "kept": len(kept), "blocks": found}) + "\n")
+    sys.stdout.write(
+        json.dumps({"release": os.uname().release, "kept": len(kept), "pinned": pfn // PAGES, "blocks": found}) + "\n"
+    )
 
 
 main()

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,19 @@ def memhp(*words: str) -> dict[str, Any]:
     return {"code": done.returncode, "out": done.stdout.splitlines(), "err": done.stderr.splitlines(), "states": states()}
 
 
-def start(number: int, *words: str) -> subprocess.Popen[str]:
-    """Start the command, and wait until that block is going offline."""
-    process = subprocess.Popen(["/usr/bin/env", "memhp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while states()[f"memory{number}"] != "going-offline" and process.poll() is None:
-        time.sleep(0.05)
+def start(pfn: int, *words: str) -> subprocess.Popen[str]:
+    """Start the command, and wait until the kernel says that it tries in vain to move that page (mm/memory_hotplug.c)."""
+    with open("/dev/kmsg", "rb", buffering=0) as log:
+        log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(["/usr/bin/env", "memhp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while b"migrating pfn %x failed" % pfn not in log.read(8192):
+            pass  # each read waits for the next message
     return process
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose own one dies, so that their end can be waited for."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -80,14 +86,14 @@ def main() -> None:
     results["pinned"], results["pfn"], results["other"] = pinned, pfn, other
     both = f"{other},{pinned}"
     results["timeout"] = memhp("offline", both, "--timeout", "2", "--keep-free", "0")
-    process = start(pinned, "offline", both, "--keep-free", "0")
+    process = start(pfn, "offline", both, "--keep-free", "0")
     process.send_signal(signal.SIGINT)
     results["interrupted"] = ended(process)
-    process = start(pinned, "offline", both, "--timeout", "0", "--keep-free", "0")
+    adopt_orphans()
+    process = start(pfn, "offline", both, "--timeout", "0", "--keep-free", "0")
     process.kill()
     process.communicate()
-    while "going-offline" in states().values():  # until the kernel has heard that the writer is gone
-        time.sleep(0.05)
+    os.wait()  # for the process that writes, which the kernel kills then: its write has ended
     results["killed"] = states()
     third = FIRST + 2 if pinned != FIRST + 2 else FIRST + 3
     results["next run"] = memhp("offline", f"{third}", "--keep-free", "0")
