@@ -11,7 +11,8 @@ from bench.peers import FAST, LONG, Peer, casrot, mpc, pi
 
 from memhp.explore import Scene, explore
 from memhp.explore import happens as happening
-from memhp.explore.execution import Execution, Step
+from memhp.explore.execution import Execution
+from memhp.explore.fibers import Step
 from memhp.explore.happens import History, Race, class_of, not_after
 from memhp.explore.ops import ACQUIRE, BLOCK, ORDERED, READ_ACQUIRE, RELATION, RELEASE, REVERSIBLE, TRY_OK
 from memhp.explore.registry import Registry

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memhp.explore.execution import Execution, Fiber
+from memhp.explore.execution import Execution
+from memhp.explore.fibers import Fiber, thread_of
+from memhp.explore.ops import START
 from memhp.locking.switch import Mode
 
 __all__ = ["Declared", "Guards", "declare", "installed"]
@@ -80,6 +82,8 @@ class Guards:
         clocks: list[list[list[int]]] = [[[0] * len(execution.fibers)] for _ in execution.fibers]
         for step in execution.trace:
             clocks[step.task].append(step.clock)
+            if step.kind == START:
+                clocks[thread_of(step.obj)][0] = step.clock
         writes: dict[str, tuple[int, int]] = {}
         reads: dict[str, dict[int, int]] = {}
         for (key, task, step_before, write), position in self._accesses.items():

@@ -13,7 +13,7 @@ from typing import Any
 from memhp.abi.paths import MEMORY
 from memhp.abi.tree import DirTree
 from memhp.errors import HotplugError, InvalidInput, LockError, MemhpError, ScenarioError, errno_name
-from memhp.explore.execution import Abandoned
+from memhp.explore.fibers import Abandoned
 from memhp.explore.scene import Scene
 from memhp.explore.search import Build
 from memhp.kernel import Machine

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memhp.explore.execution import Blocked, Place
+from memhp.explore.fibers import Blocked, Place
 from memhp.explore.strategies import Promise
 
 __all__ = ["Finding", "Kind", "Line", "LockOrder", "Result", "Verdict"]

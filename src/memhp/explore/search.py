@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memhp.errors import InvalidInput
-from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
+from memhp.explore.execution import Diverged, Execution
+from memhp.explore.fibers import Blocked, Fiber, Place
 from memhp.explore.fields import Declared, Guards, installed
 from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
 from memhp.explore.happens import History

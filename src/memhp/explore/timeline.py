@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from memhp.explore.execution import Place
+from memhp.explore.fibers import Place
 from memhp.explore.findings import Finding, Line
 from memhp.explore.ops import READ, WRITE, letter_of
 
