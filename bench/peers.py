@@ -5,10 +5,10 @@ The definitions are in this project's words; the sources are named beside each n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from memhp.explore import Scene
+from memhp.explore import Scene, Thread
 from memhp.locking import Mutex
 
 __all__ = ["FAST", "LONG", "Peer", "philosophers"]
@@ -243,11 +243,8 @@ def pol(threads: int, rounds: int) -> Build:
             for pair in pairs:
                 for thread in pair:
                     thread.start()
-                for thread in pair:
-                    thread.join()
-            for thread in setters:
-                thread.join()
-            assert sum(flags) + cleared[0] == threads
+                join(pair)
+            join(setters)
 
         setters = [scene.thread(f"setter{number}", set_flag, number) for number in range(threads)]
         pairs = [
@@ -255,8 +252,15 @@ def pol(threads: int, rounds: int) -> Build:
             for number in range(rounds)
         ]
         scene.thread("main", main)
+        scene.at_end(lambda: sum(flags) + cleared[0] == threads)
 
     return build
+
+
+def join(threads: Iterable[Thread]) -> None:
+    """Wait until every one has ended."""
+    for thread in threads:
+        thread.join()
 
 
 def pi(count: int) -> Build:

@@ -264,7 +264,7 @@ class Execution:
     def _abandon(self) -> None:
         self.over = True
         for fiber in self.fibers:
-            if fiber.begun and not fiber.greenlet.dead:
+            if fiber.greenlet:  # begun, and not at its end
                 self._points_after = 0
                 self.running, error = fiber, fiber.error
                 fiber.greenlet.throw(Abandoned)

@@ -49,10 +49,6 @@ class Step:
         """Give it as it is known before it happens."""
         return Step(self.task, self.strong, self.obj, self.strong, self.index, self.choice)
 
-    def had_to_follow(self, other: Step) -> bool:
-        """Say whether ``other``, of another task, had to come before it, as far as its clock is known."""
-        return bool(self.clock) and self.clock[other.task] >= other.index
-
 
 def thread_number(task: int) -> int:
     """Give the number that stands for a thread where a step's object does; :func:`thread_of` gives the thread."""

@@ -63,5 +63,4 @@ class Source(reduction.Reduction[Node]):
 
 
 def _first(step: Step, before: list[Step]) -> bool:
-    possible = all(other.task != step.task and not step.had_to_follow(other) for other in before)
-    return possible and absorb(step, before) is not None
+    return all(other.task != step.task for other in before) and absorb(step, before) is not None
