@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memhp.explore.execution import Execution
 from memhp.explore.fibers import Fiber, thread_of
@@ -23,8 +22,7 @@ from memhp.locking.switch import Mode
 __all__ = ["Declared", "Guards", "declare", "installed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """A field that threads may share.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memhp.explore.fibers import Blocked, Place
 from memhp.explore.strategies import Promise
@@ -39,8 +39,7 @@ class Verdict(enum.Enum):
     """Nothing was found, and not everything was looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One step of a finding, in words."""
 
     task: int
@@ -52,8 +51,7 @@ class Line:
     """Whether it is no step but a task that can't make this one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One execution in which something went wrong.
 
     Attributes:
@@ -97,8 +95,7 @@ class Finding:
         return sum(a != b for a, b in itertools.pairwise(tasks))
 
 
-@dataclass(frozen=True, slots=True)
-class LockOrder:
+class LockOrder(NamedTuple):
     """A lock order that lockdep reported, and what the search says of it.
 
     Attributes:
@@ -116,7 +113,6 @@ class LockOrder:
         return f"lock order {' -> '.join([*self.classes, self.classes[0]])}: {self.outcome}"
 
 
-@dataclass(slots=True)
 class Result:
     """What an exploration found, and how much it looked at.
 
@@ -136,19 +132,23 @@ class Result:
         seconds: how long it took.
     """
 
-    name: str
-    strategy: str
-    promise: Promise
-    executions: int = 0
-    redundant: int = 0
-    steps: int = 0
-    deadlocks: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    lock_orders: list[LockOrder] = field(default_factory=list)
-    limit: str = ""
-    ended_early: bool = False
-    shared: tuple[str, ...] = ()
-    seconds: float = 0.0
+    def __init__(self, name: str, strategy: str, promise: Promise) -> None:
+        self.name = name
+        self.strategy = strategy
+        self.promise = promise
+        self.executions = 0
+        self.redundant = 0
+        self.steps = 0
+        self.deadlocks = 0
+        self.findings: list[Finding] = []
+        self.lock_orders: list[LockOrder] = []
+        self.limit = ""
+        self.ended_early = False
+        self.shared: tuple[str, ...] = ()
+        self.seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Result {self.name}: {self.verdict.value}; {self.scope}>"
 
     @property
     def complete(self) -> bool:

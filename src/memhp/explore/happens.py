@@ -7,7 +7,7 @@ Two executions with the same steps and the same order between dependent steps ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.explore.fibers import Step, thread_of
 from memhp.explore.ops import DEPENDENT, JOIN, ORDERED, RELATION, REVERSIBLE, SLEEP, START, WAKE
@@ -15,8 +15,7 @@ from memhp.explore.ops import DEPENDENT, JOIN, ORDERED, RELATION, REVERSIBLE, SL
 __all__ = ["History", "Race", "absorb", "class_of", "not_after"]
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
+class Race(NamedTuple):
     """Two steps that could come the other way round: the place of the first in the trace, and the second."""
 
     first: int

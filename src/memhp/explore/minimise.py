@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from memhp.explore.findings import Finding, Kind
@@ -31,14 +30,14 @@ def smaller(played: Played, finding: Finding) -> Finding:
     if finding.kind is Kind.DEADLOCK and cycle(finding.blocked):
         # Whatever else goes wrong may go wrong because somebody is missing.
         best, left_out = _fewer_threads(played, best)
-    best = _fewer_switches(dataclasses.replace(played, left_out=left_out), best)
-    return finding if best is finding else dataclasses.replace(best, original=finding)
+    best = _fewer_switches(played.once_more(left_out=left_out), best)
+    return finding if best is finding else best._replace(original=finding)
 
 
 def dressed(played: Played, finding: Finding) -> Finding:
     """Play it once more, and note where in the program each step is; the finding itself if it doesn't come again."""
     said = parse(finding.schedule, played.name)
-    once = dataclasses.replace(played, shared=said.shared, left_out=said.left_out, everything=False, wanted=(), on_execution=None)
+    once = played.once_more(shared=said.shared, left_out=said.left_out)
     again = search(once, lambda: Replay(said.turns)).findings
     same = again and again[0].signature == finding.signature
     return again[0] if same else finding
@@ -49,7 +48,7 @@ def _fewer_threads(played: Played, best: Finding) -> tuple[Finding, frozenset[in
     for index in range(len(best.names)):
         if len(left_out) + 2 > len(best.names):
             break
-        found = _attempt(dataclasses.replace(played, left_out=left_out | {index}), best, Optimal)
+        found = _attempt(played.once_more(left_out=left_out | {index}), best, Optimal)
         if found is not None:
             best, left_out = found, left_out | {index}
     return best, left_out
@@ -64,9 +63,7 @@ def _fewer_switches(played: Played, best: Finding) -> Finding:
 
 
 def _attempt(played: Played, finding: Finding, make: Callable[[], Strategy]) -> Finding | None:
-    limits = dataclasses.replace(played.limits, executions=_EXECUTIONS, seconds=_SECONDS)
-    tried = dataclasses.replace(
-        played, limits=limits, everything=False, wanted=finding.signature, on_execution=None, progress=None
-    )
+    limits = played.limits._replace(executions=_EXECUTIONS, seconds=_SECONDS)
+    tried = played.once_more(limits=limits, wanted=finding.signature)
     found = search(tried, make).findings
     return dressed(tried, found[0]) if found and found[0].signature == finding.signature else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from memhp.errors import InvalidInput
 from memhp.locking import Lockdep, switch
@@ -20,8 +19,7 @@ __all__ = ["Cell", "Invariant", "Scene", "Thread"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Invariant:
+class Invariant(NamedTuple):
     """Something that must hold whenever a lock is given back."""
 
     check: Callable[[], object]

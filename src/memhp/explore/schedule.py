@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.errors import InvalidInput
 from memhp.explore.ops import CHOOSE, NAMES, letter_of
@@ -26,8 +26,7 @@ _STEP = re.compile(r"([ABD-Z])|C(\d+)")
 _EXPECTED = f"a schedule string as memhp explore prints it: {VERSION}:NAME:SHARED:STEPS:KIND:CHECK"
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """What a schedule string says."""
 
     name: str

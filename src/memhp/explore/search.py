@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from memhp.errors import InvalidInput
 from memhp.explore.execution import Diverged, Execution
@@ -29,8 +29,7 @@ Build = Callable[[Scene], object]
 _SHOWN_OF_ENDLESS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Where a search gives up.
 
     Attributes:
@@ -46,7 +45,6 @@ class Limits:
     patience: float = 10.0
 
 
-@dataclass(slots=True)
 class Played:
     """What a search goes through, and what it keeps.
 
@@ -59,18 +57,30 @@ class Played:
         everything: go on after a finding.
         wanted: pass over findings with another signature.
         on_execution: called at the end of each execution.
+        progress: called now and then.
     """
 
-    build: Build
-    name: str
-    table: Callable[[], Sequence[Declared]]
-    limits: Limits
-    left_out: frozenset[int] = frozenset()
-    shared: frozenset[int] = frozenset()
-    everything: bool = False
-    wanted: tuple[str, ...] = ()
-    on_execution: Callable[[Execution], None] | None = None
-    progress: Callable[[Result], None] | None = None
+    __slots__ = ("build", "everything", "left_out", "limits", "name", "on_execution", "progress", "shared", "table", "wanted")
+
+    def __init__(self, build: Build, name: str, table: Callable[[], Sequence[Declared]], limits: Limits) -> None:
+        self.build = build
+        self.name = name
+        self.table = table
+        self.limits = limits
+        self.left_out: frozenset[int] = frozenset()
+        self.shared: frozenset[int] = frozenset()
+        self.everything = False
+        self.wanted: tuple[str, ...] = ()
+        self.on_execution: Callable[[Execution], None] | None = None
+        self.progress: Callable[[Result], None] | None = None
+
+    def once_more(self, **changes: Any) -> Played:
+        """Give the same to be played once more, for one finding, with changes; nobody is told of it."""
+        other = Played(self.build, self.name, self.table, self.limits)
+        other.left_out, other.shared = self.left_out, self.shared
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
 
 def search(played: Played, make: Callable[[], Strategy]) -> Result:
@@ -79,8 +89,8 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
     while True:
         strategy = make()
         guards = Guards(played.table(), played.shared)
-        with _silence(), watching(played.limits.patience) as watchdog, installed(guards) as watch:
-            one = _Pass(played, strategy, guards, watchdog, watch, begin)
+        with _Silence() as silence, watching(played.limits.patience) as watchdog, installed(guards) as watch:
+            one = _Pass(played, strategy, guards, watchdog, watch, silence, begin)
             one.run()
         if not guards.found <= played.shared or len(played.table()) != len(guards.table):
             played.shared |= guards.found
@@ -91,18 +101,22 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
         return one.result
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    # What the machine logs in one execution of thousands is no news.
-    log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
-    before = log.propagate
-    log.addHandler(nowhere)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.propagate = before
-        log.removeHandler(nowhere)
+class _Silence(contextlib.ExitStack):
+    """What the machine logs in one execution of thousands is no news."""
+
+    begun = False
+
+    def begin(self) -> None:
+        """Begin, if anybody logs at all: that may be known only when a scene has imported what it needs."""
+        logging = sys.modules.get("logging")
+        if logging is None or self.begun:
+            return
+        self.begun = True
+        log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
+        self.callback(setattr, log, "propagate", log.propagate)
+        self.callback(log.removeHandler, nowhere)
+        log.addHandler(nowhere)
+        log.propagate = False
 
 
 class _Pass:
@@ -115,6 +129,7 @@ class _Pass:
         guards: Guards,
         watchdog: Watchdog,
         watch: Callable[[Execution | None], None],
+        silence: _Silence,
         begin: float,
     ) -> None:
         self.played = played
@@ -125,6 +140,7 @@ class _Pass:
         self._dep = Lockdep()
         self._watchdog = watchdog
         self._watch = watch
+        self._silence = silence
         self._begin = begin
         self._cycles: dict[frozenset[str], str] = {}
         self._orders: dict[tuple[str, ...], str] = {}
@@ -157,9 +173,8 @@ class _Pass:
     def _play(self, strategy: Strategy) -> Execution | None:
         self._dep.next_run()
         scene = Scene(self._dep)
-        execution = Execution(
-            self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
-        )
+        places = isinstance(strategy, Replay)
+        execution = Execution(self._build, scene, self._registry, left_out=self.played.left_out, places=places)
         scene.execution = execution
         self.guards.begin()
         self._watch(execution)
@@ -179,6 +194,11 @@ class _Pass:
             for report in dep.reports:
                 self._orders.setdefault(report.classes, str(report))
         return execution
+
+    def _build(self, scene: Scene) -> None:
+        self._silence.begin()
+        self.played.build(scene)
+        self._silence.begin()
 
     def _judge(self, execution: Execution) -> bool:
         # False when the search is over.
