@@ -111,6 +111,7 @@ class _Watched:
         self._declared = declared
         self._position = position
         self._inner = inner
+        self._is_slot = hasattr(inner, "__set__")
         self._name = declared.name
         self._suffix = f".{declared.name}"
 
@@ -118,7 +119,7 @@ class _Watched:
         if instance is None:
             return self
         self._touch(instance, write=self._declared.container)
-        if hasattr(self._inner, "__set__"):
+        if self._is_slot:
             return self._inner.__get__(instance, owner)
         try:
             return instance.__dict__[self._name]
@@ -129,7 +130,7 @@ class _Watched:
 
     def __set__(self, instance: Any, value: Any) -> None:
         self._touch(instance, write=True)
-        if hasattr(self._inner, "__set__"):
+        if self._is_slot:
             self._inner.__set__(instance, value)
         else:
             instance.__dict__[self._name] = value
