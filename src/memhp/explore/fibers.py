@@ -12,11 +12,23 @@ from memhp.explore.ops import CAN_WAIT, NAMES
 from memhp.locking import switch
 from memhp.locking.switch import Op, Task, Waitable
 
-__all__ = ["Abandoned", "Blocked", "Fiber", "Place", "Step", "place_of", "thread_number", "thread_of"]
+__all__ = ["Abandoned", "Blocked", "Fiber", "Place", "Step", "Unmet", "place_of", "thread_number", "thread_of"]
 
 
 class Abandoned(BaseException):
     """Raised in a task whose execution has ended without it."""
+
+
+class Unmet(Exception):
+    """Raised in a task that found something else than what was expected there.
+
+    Attributes:
+        where: names the expectation; equal for one and the same.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class Step:

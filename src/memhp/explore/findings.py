@@ -19,6 +19,8 @@ class Kind(enum.Enum):
     DEADLOCK = "deadlock"
     EXCEPTION = "exception"
     INVARIANT = "invariant"
+    EXPECTATION = "expectation"
+    """Something else came of a step of a scenario than it expects."""
     NEVER_ENDS = "never ends"
     """So many steps that a task was taken to go round in circles."""
     STUCK = "stuck"
@@ -65,6 +67,7 @@ class Finding(NamedTuple):
         signature: equal for findings of one and the same bug.
         preemptions: how many of its switches leave a task that could have gone on.
         original: the finding before it was made smaller.
+        without: the parts of the scene that it doesn't need.
     """
 
     kind: Kind
@@ -77,6 +80,7 @@ class Finding(NamedTuple):
     error: BaseException | None = None
     preemptions: int = 0
     original: Finding | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -124,6 +128,7 @@ class Result:
         redundant: how many were given up because they would have repeated another.
         steps: of all executions.
         deadlocks: how many executions ended in a deadlock.
+        failed: in how many something went wrong.
         findings: what went wrong, in the order in which it was found; only the first unless all were asked for.
         lock_orders: what lockdep reported.
         limit: the limit that ended the search before its time, or ''.
@@ -140,6 +145,7 @@ class Result:
         self.redundant = 0
         self.steps = 0
         self.deadlocks = 0
+        self.failed = 0
         self.findings: list[Finding] = []
         self.lock_orders: list[LockOrder] = []
         self.limit = ""

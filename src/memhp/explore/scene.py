@@ -63,8 +63,10 @@ class Thread:
 class Scene:
     """What one execution consists of; the explored function gets a new one each time, and must make everything anew."""
 
-    def __init__(self, shared: Lockdep | None = None) -> None:
+    def __init__(self, shared: Lockdep | None = None, left_out: frozenset[int] = frozenset()) -> None:
         self._shared = shared
+        self._left_out = left_out
+        self.parts: list[str] = []
         self.threads: list[Thread] = []
         self.checks: list[Callable[[], object]] = []
         self.invariants: list[Invariant] = []
@@ -85,6 +87,14 @@ class Scene:
         thread = Thread(self, len(self.threads), name, function, later=later)
         self.threads.append(thread)
         return thread
+
+    def part(self, name: str) -> bool:
+        """Say whether a part of the scene is played; it always is, but when a finding is made smaller that doesn't need it.
+
+        To be asked in the scene's function, for the same parts in the same order each time.
+        """
+        self.parts.append(name)
+        return len(self.parts) - 1 not in self._left_out
 
     def task(self, name: str) -> Task:
         """Give the task of a thread, for a signal; of use inside of threads only."""

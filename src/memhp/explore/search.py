@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from memhp.errors import InvalidInput
 from memhp.explore.execution import Diverged, Execution
-from memhp.explore.fibers import Blocked, Fiber, Place
+from memhp.explore.fibers import Blocked, Fiber, Place, Unmet
 from memhp.explore.fields import Declared, Guards, installed
 from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
 from memhp.explore.happens import History
@@ -23,10 +23,12 @@ from memhp.explore.strategies.replay import Replay, Turn
 from memhp.explore.watchdog import Stuck, Watchdog, watching
 from memhp.locking import Lockdep
 
-__all__ = ["Build", "Limits", "Played", "cycle", "search"]
+__all__ = ["REPEATABLE", "Build", "Limits", "Played", "cycle", "search"]
 
 Build = Callable[[Scene], object]
 _SHOWN_OF_ENDLESS = 200
+REPEATABLE = frozenset({Kind.DEADLOCK, Kind.EXCEPTION, Kind.INVARIANT, Kind.EXPECTATION})
+"""What is wrong with one execution, and not with the search."""
 
 
 class Limits(NamedTuple):
@@ -53,6 +55,8 @@ class Played:
         name: of the scene.
         table: gives the declared fields; an execution may import what declares more.
         left_out: threads that are not started.
+        left_parts: parts of the scene that are not played, by number.
+        parts: how many parts it has; known when it has been played.
         shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
         everything: go on after a finding.
         wanted: pass over findings with another signature.
@@ -60,7 +64,20 @@ class Played:
         progress: called now and then.
     """
 
-    __slots__ = ("build", "everything", "left_out", "limits", "name", "on_execution", "progress", "shared", "table", "wanted")
+    __slots__ = (
+        "build",
+        "everything",
+        "left_out",
+        "left_parts",
+        "limits",
+        "name",
+        "on_execution",
+        "parts",
+        "progress",
+        "shared",
+        "table",
+        "wanted",
+    )
 
     def __init__(self, build: Build, name: str, table: Callable[[], Sequence[Declared]], limits: Limits) -> None:
         self.build = build
@@ -68,6 +85,8 @@ class Played:
         self.table = table
         self.limits = limits
         self.left_out: frozenset[int] = frozenset()
+        self.left_parts: frozenset[int] = frozenset()
+        self.parts = 0
         self.shared: frozenset[int] = frozenset()
         self.everything = False
         self.wanted: tuple[str, ...] = ()
@@ -77,7 +96,7 @@ class Played:
     def once_more(self, **changes: Any) -> Played:
         """Give the same to be played once more, for one finding, with changes; nobody is told of it."""
         other = Played(self.build, self.name, self.table, self.limits)
-        other.left_out, other.shared = self.left_out, self.shared
+        other.left_out, other.left_parts, other.shared = self.left_out, self.left_parts, self.shared
         for name, value in changes.items():
             setattr(other, name, value)
         return other
@@ -172,7 +191,7 @@ class _Pass:
 
     def _play(self, strategy: Strategy) -> Execution | None:
         self._dep.next_run()
-        scene = Scene(self._dep)
+        scene = Scene(self._dep, self.played.left_parts)
         places = isinstance(strategy, Replay)
         execution = Execution(self._build, scene, self._registry, left_out=self.played.left_out, places=places)
         scene.execution = execution
@@ -198,6 +217,7 @@ class _Pass:
     def _build(self, scene: Scene) -> None:
         self._silence.begin()
         self.played.build(scene)
+        self.played.parts = len(scene.parts)
         self._silence.begin()
 
     def _judge(self, execution: Execution) -> bool:
@@ -211,12 +231,13 @@ class _Pass:
         result.executions += 1
         if self.played.on_execution is not None:
             self.played.on_execution(execution)
+        result.failed += finding is not None
         if finding is None or (self.played.wanted and finding.signature != self.played.wanted):
             return True
         if finding.kind is Kind.DEADLOCK:
             result.deadlocks += 1
             self._cycles.setdefault(_cycle_classes(finding.blocked), finding.schedule)
-        if self.played.everything and finding.kind in {Kind.DEADLOCK, Kind.EXCEPTION, Kind.INVARIANT}:
+        if self.played.everything and finding.kind in REPEATABLE:
             if all(finding.signature != other.signature for other in result.findings):
                 result.findings.append(finding)
             return True
@@ -274,6 +295,8 @@ class _Pass:
             reason = f"{fiber.name} did not come to its next step within {self.played.limits.patience:g} s: it blocks "
             reason += f"outside of the controlled locks, sleeps or never ends{f', in {place}' if place else ''}"
             return self._make(execution, Kind.STUCK, reason, (fiber.name,))
+        if isinstance(error, Unmet):
+            return self._make(execution, Kind.EXPECTATION, f"{fiber.name}: {error}", (error.where,), error=error)
         reason = f"{fiber.name} raised {type(error).__name__}: {_first_line(error)}"
         return self._make(execution, Kind.EXCEPTION, reason, (type(error).__name__, _where(error)), error=error)
 
@@ -301,9 +324,22 @@ class _Pass:
         turns: list[Turn] = [(step.task, step.strong, step.choice) for step in execution.trace[:most]]
         names = tuple(fiber.name for fiber in execution.fibers)
         text = [f"{names[line.task]} {line.text}" for line in lines]
-        schedule = encode(self.played.name, self.guards.shared, self.played.left_out, turns, kind.value, checksum(text))
+        left_out = self.played.left_out, self.played.left_parts
+        schedule = encode(self.played.name, self.guards.shared, left_out, turns, kind.value, checksum(text))
         preemptions = self.strategy.preemptions if isinstance(self.strategy, Replay) else 0
-        return Finding(kind, reason, names, tuple(lines), schedule, (kind.value, *signature), tuple(blocked), error, preemptions)
+        without = tuple(execution.scene.parts[number] for number in sorted(self.played.left_parts))
+        return Finding(
+            kind,
+            reason,
+            names,
+            tuple(lines),
+            schedule,
+            (kind.value, *signature),
+            tuple(blocked),
+            error,
+            preemptions,
+            without=without,
+        )
 
     # -- at the end
 

@@ -89,6 +89,8 @@ def counts(finding: Finding) -> str:
     text += f", {finding.preemptions} of them leave{'s' if finding.preemptions == 1 else ''} a thread that could go on"
     if finding.original is not None and finding.original.steps != finding.steps:
         text += f" (made smaller from {finding.original.steps} steps, {finding.original.switches} switches)"
+    if finding.without:
+        text += f"; needs no {', '.join(finding.without)}"
     return text
 
 
