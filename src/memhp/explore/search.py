@@ -96,7 +96,7 @@ class Played:
     def once_more(self, **changes: Any) -> Played:
         """Give the same to be played once more, for one finding, with changes; nobody is told of it."""
         other = Played(self.build, self.name, self.table, self.limits)
-        other.left_out, other.left_parts, other.shared = self.left_out, self.left_parts, self.shared
+        other.left_out, other.left_parts, other.parts, other.shared = self.left_out, self.left_parts, self.parts, self.shared
         for name, value in changes.items():
             setattr(other, name, value)
         return other

@@ -90,7 +90,7 @@ def counts(finding: Finding) -> str:
     if finding.original is not None and finding.original.steps != finding.steps:
         text += f" (made smaller from {finding.original.steps} steps, {finding.original.switches} switches)"
     if finding.without:
-        text += f"; needs no {', '.join(finding.without)}"
+        text += f"; left out: {', '.join(finding.without)}"
     return text
 
 
