@@ -82,6 +82,8 @@ class Execution:
         """Grows with every step: the watchdog looks at it."""
         self.observing: str | None = None
         """The lock at whose release an invariant looks at fields now."""
+        self.outside = False
+        """Whether code of the scene runs that is no thread's: its function, or a check."""
         self._main = Task("main")
         self._hub = getcurrent()
         self.over = False
@@ -175,7 +177,9 @@ class Execution:
         """Begin, and let the strategy pick until nobody can go on or it has had enough."""
         with switch.control(self):
             try:
+                self.outside = True
                 self._build(self.scene)
+                self.outside = False
                 self.fibers = [Fiber(one.index, one.name, one.function) for one in self.scene.threads]
                 for fiber, thread in zip(self.fibers, self.scene.threads, strict=True):
                     if fiber.index in self._left_out:
@@ -251,6 +255,7 @@ class Execution:
         if self.broken is not None:
             return
         self.observing = observing
+        self.outside = True
         try:
             verdict = check()
         except Exception as error:
@@ -260,6 +265,7 @@ class Execution:
                 self.broken = AssertionError(f"{getattr(check, '__name__', check)} does not hold")
         finally:
             self.observing = None
+            self.outside = False
 
     def _abandon(self) -> None:
         self.over = True

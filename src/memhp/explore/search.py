@@ -202,6 +202,10 @@ class _Pass:
             execution.run(strategy, self.played.limits.steps)
         except Diverged as diverged:
             execution.broken = diverged
+        except Stuck as stuck:
+            where = _innermost(stuck)
+            expected = f"a scene whose function and checks end within {self.played.limits.patience:g} s (it was in {where})"
+            raise InvalidInput(self.played.name, "explore", expected) from None
         finally:
             self._watchdog.look_at(None)
             self._watch(None)
@@ -411,10 +415,10 @@ def _where(error: BaseException) -> str:
 
 
 def _innermost(error: BaseException) -> str | None:
+    code, line = None, 0
     trace = error.__traceback__
-    if trace is None:
-        return None
-    while trace.tb_next is not None:
+    while trace is not None:
+        if trace.tb_frame.f_code is not Watchdog.bark.__code__:  # it stands where it interrupts
+            code, line = trace.tb_frame.f_code, trace.tb_lineno
         trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    return f"{code.co_qualname}() at {code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+    return None if code is None else f"{code.co_qualname}() at {code.co_filename.rpartition('/')[2]}:{line}"
