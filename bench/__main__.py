@@ -9,7 +9,7 @@ import sys
 
 from bench.measure import Figure, verdict
 
-GROUPS = ("notify", "readside", "contention", "pairs", "boot", "explain", "offline", "listing", "pages", "study")
+GROUPS = ("notify", "readside", "contention", "pairs", "boot", "explain", "offline", "listing", "pages", "study", "explore")
 
 
 def main(names: list[str]) -> int:

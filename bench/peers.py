@@ -5,10 +5,10 @@ The definitions are in this project's words; the sources are named beside each n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from memhp.explore import Scene
+from memhp.explore import Scene, Thread
 from memhp.locking import Mutex
 
 __all__ = ["FAST", "LONG", "Peer", "philosophers"]
@@ -180,6 +180,89 @@ def mpc(producers: int, workers: int) -> Build:
     return build
 
 
+def disp(servers: int, requests: int) -> Build:
+    """For each request one thread goes through the servers while the dispatcher asks which is next, serves it, and waits.
+
+    What the dispatcher reads may be of any earlier moment, so requests get lost: the published program is meant so.
+    """
+
+    def build(scene: Scene) -> None:
+        locks, choice_lock = [Mutex(f"server{number}") for number in range(servers)], Mutex("k")
+        chosen, incoming, outgoing = [0], [0] * servers, [0] * servers
+
+        def choose() -> None:
+            for number in range(servers):
+                with choice_lock:
+                    chosen[0] = number
+
+        def serve(number: int) -> None:
+            with locks[number]:
+                outgoing[number] = incoming[number] or outgoing[number]
+
+        def dispatch() -> None:
+            for chooser in choosers:
+                chooser.start()
+                with choice_lock:
+                    number = chosen[0]
+                with locks[number]:
+                    incoming[number] += 1
+                chooser.join()
+
+        for number in range(servers):
+            scene.thread(f"server{number}", serve, number)
+        choosers = [scene.thread_for_later(f"chooser{number}", choose) for number in range(requests)]
+        scene.thread("dispatcher", dispatch)
+
+    return build
+
+
+def pol(threads: int, rounds: int) -> Build:
+    """Threads set a flag each; in each round one thread moves an index, another clears the flag that it points at."""
+
+    def build(scene: Scene) -> None:
+        locks, index_lock = [Mutex(f"a{number}") for number in range(threads)], Mutex("i")
+        flags, index, cleared = [0] * threads, [0], [0]
+
+        def set_flag(number: int) -> None:
+            with locks[number]:
+                flags[number] = 1
+
+        def move() -> None:
+            for number in range(1, threads):
+                with index_lock:
+                    index[0] = number
+
+        def clear() -> None:
+            with index_lock:
+                number = index[0]
+            with locks[number]:
+                cleared[0] += flags[number]
+                flags[number] = 0
+
+        def main() -> None:
+            for pair in pairs:
+                for thread in pair:
+                    thread.start()
+                join(pair)
+            join(setters)
+
+        setters = [scene.thread(f"setter{number}", set_flag, number) for number in range(threads)]
+        pairs = [
+            (scene.thread_for_later(f"mover{number}", move), scene.thread_for_later(f"clearer{number}", clear))
+            for number in range(rounds)
+        ]
+        scene.thread("main", main)
+        scene.at_end(lambda: sum(flags) + cleared[0] == threads)
+
+    return build
+
+
+def join(threads: Iterable[Thread]) -> None:
+    """Wait until every one has ended."""
+    for thread in threads:
+        thread.join()
+
+
 def pi(count: int) -> Build:
     """Each thread has one critical section of the same mutex."""
 
@@ -230,6 +313,8 @@ FAST = (
     Peer("Mpc(2,5)", mpc(2, 5), 60, _DPU),
     Peer("Mpc(3,5)", mpc(3, 5), 2958, _DPU),
     *(Peer(f"Pi({n})", pi(n), c, _DPU) for n, c in ((5, 120), (6, 720))),
+    *(Peer(f"Disp(5,{n})", disp(5, n), c, _DPU) for n, c in ((2, 137), (3, 1482))),
+    Peer("Pol(7,3)", pol(7, 3), 2440, _DPU),
     *(Peer(f"philosophers({n})", philosophers(n), 2**n - 1, _OWN, 1) for n in (3, 4, 5)),
 )
 """Seconds in all."""
@@ -238,10 +323,13 @@ LONG = (
     Peer("readers(13)", readers(13), 8192, _GENMC),
     Peer("lastzero(15)", lastzero(15), 147_456, _GENMC),
     Peer("indexer(15)", indexer(15), 4096, _GENMC),
-    Peer("casrot(9)", casrot(9), 8597, _GENMC),
+    *(Peer(f"casrot({n})", casrot(n), c, _GENMC) for n, c in ((8, 2048), (9, 8597))),
     Peer("ainc(7)", ainc(7), 5040, _GENMC),
     Peer("Mpat(5)", mpat(5), 3840, _DPU),
     Peer("Mpat(6)", mpat(6), 46_080, _DPU),
-    Peer("Pi(8)", pi(8), 40_320, _DPU),
+    Peer("Mpc(4,5)", mpc(4, 5), 314_064, _DPU),
+    *(Peer(f"Pi({n})", pi(n), c, _DPU) for n, c in ((7, 5040), (8, 40_320))),
+    *(Peer(f"Disp(5,{n})", disp(5, n), c, _DPU) for n, c in ((4, 15_282), (5, 151_032))),
+    *(Peer(f"Pol({n},3)", pol(n, 3), c, _DPU) for n, c in zip(range(8, 13), (3700, 5332, 7384, 9904, 12_940), strict=True)),
 )
 """Minutes in all."""

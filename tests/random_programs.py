@@ -8,7 +8,7 @@ from collections.abc import Callable
 from memhp.explore import Cell, Scene
 from memhp.locking import Mutex, PercpuRwSemaphore, WaitQueue
 
-__all__ = ["Program", "program", "scene_of"]
+__all__ = ["Program", "family_of", "program", "scene_of"]
 
 Program = list[list[tuple[str, int, int]]]
 """For each thread its operations: which, on which of two objects, with which value."""
@@ -112,3 +112,23 @@ def scene_of(threads: Program, scene: Scene) -> None:
     shared = Shared(scene)
     for number, operations in enumerate(threads):
         scene.thread(f"t{number}", Actor(scene, shared).run, operations)
+
+
+def family_of(threads: Program, scene: Scene) -> None:
+    """The same, but the first thread starts the others, one before each of its operations, and at last waits for them."""
+    shared = Shared(scene)
+    first, *others = threads
+    children = [scene.thread_for_later(f"t{number}", Actor(scene, shared).run, one) for number, one in enumerate(others, 1)]
+
+    def parent() -> None:
+        actor = Actor(scene, shared)
+        unborn = children[:]
+        for operation in [*first, *(first[:1] * len(children))]:
+            if unborn:
+                unborn.pop(0).start()
+            actor.run([operation])
+        for child in children[::-1]:
+            child.join()
+        actor.run(first[-1:])
+
+    scene.thread("t0", parent)

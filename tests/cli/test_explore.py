@@ -165,7 +165,7 @@ def test_a_scenario_with_threads_is_explored(capsys: pytest.CaptureFixture[str])
     code, out, _ = run(capsys, str(EXAMPLES / "deadlock.yaml"))
     assert code == 1
     assert (
-        "deadlock: remover waits for memory33/device_lock (acquire), held by onliner; onliner waits for mem_hotplug_lock" in out
+        "deadlock: remover waits for memory32/device_lock (acquire), held by onliner; onliner waits for mem_hotplug_lock" in out
     )
     assert "confirmed, it deadlocks: mhx1:" in out
 

@@ -11,7 +11,8 @@ from bench.peers import FAST, LONG, Peer, casrot, mpc, pi
 
 from memhp.explore import Scene, explore
 from memhp.explore import happens as happening
-from memhp.explore.execution import Execution, Step
+from memhp.explore.execution import Diverged, Execution
+from memhp.explore.fibers import Step
 from memhp.explore.happens import History, Race, class_of, not_after
 from memhp.explore.ops import ACQUIRE, BLOCK, ORDERED, READ_ACQUIRE, RELATION, RELEASE, REVERSIBLE, TRY_OK
 from memhp.explore.registry import Registry
@@ -21,7 +22,7 @@ from memhp.explore.strategies.brute import Brute
 from memhp.explore.strategies.optimal import Optimal
 from memhp.explore.strategies.source import Source
 from memhp.locking import Mutex, PercpuRwSemaphore
-from random_programs import Program, program, scene_of
+from random_programs import Program, family_of, program, scene_of
 
 MOST = 1500
 """Programs with more schedules are passed over."""
@@ -65,12 +66,17 @@ def classes(build: Callable[[Scene], None], strategy: Strategy, most: int = 10**
     return seen, dead
 
 
-def differences(seeds: Iterable[int], make: Callable[[], Strategy], *, redundant: bool) -> list[tuple[int, str]]:
+def differences(
+    seeds: Iterable[int],
+    make: Callable[[], Strategy],
+    *,
+    redundant: bool,
+    scene: Callable[[Program, Scene], None] = scene_of,
+) -> list[tuple[int, str]]:
     """Compare a search with brute force; gives the programs on which they differ, and how."""
     found = []
     for seed in seeds:
-        threads: Program = program(seed)
-        build = functools.partial(scene_of, threads)
+        build = functools.partial(scene, program(seed))
         all_of_them = classes(build, Brute(), MOST)
         if all_of_them is None:
             continue
@@ -99,12 +105,53 @@ def test_source_agrees_with_brute_force() -> None:
     assert differences(range(150, 250), Source, redundant=True) == []
 
 
-def test_the_oracle_has_seen_deadlocks_and_failures() -> None:
+@pytest.mark.parametrize(("make", "redundant"), [(Optimal, False), (Source, True)])
+def test_they_agree_on_threads_that_start_threads_and_wait_for_them(make: Callable[[], Strategy], *, redundant: bool) -> None:
+    """What a start and an end order is in the clocks: the same classes and deadlocks as by brute force."""
+    assert differences(range(300, 400), make, redundant=redundant, scene=family_of) == []
+
+
+@pytest.mark.parametrize(
+    ("scene", "seeds", "many", "some"), [(scene_of, range(150), 50, 20), (family_of, range(300, 400), 50, 15)]
+)
+def test_the_oracle_has_seen_deadlocks_and_failures(
+    scene: Callable[[Program, Scene], None], seeds: range, many: int, some: int
+) -> None:
     """The random programs are not trivial: many have several classes, and some deadlock."""
-    found = [classes(functools.partial(scene_of, program(seed)), Optimal()) for seed in range(150)]
+    found = [classes(functools.partial(scene, program(seed)), Optimal()) for seed in seeds]
     several = sum(one is not None and len(one[0]) > 2 for one in found)
     dead = sum(one is not None and bool(one[1]) for one in found)
-    assert (several > 50, dead > 20) == (True, True)
+    assert (several > many, dead > some) == (True, True)
+
+
+def chooser(scene: Scene) -> None:
+    """A thread that another one starts chooses before anything else, and then races with a third."""
+    x = scene.cell("cell0", 0)
+
+    def child() -> None:
+        x.set(1 + scene.choose(2))
+
+    late = scene.thread_for_later("child", child)
+    scene.thread("reader", x.get)
+    scene.thread("parent", late.start)
+
+
+def test_what_a_thread_chooses_comes_after_its_start() -> None:
+    """Two numbers, two orders with the reader; the choice is never tried before there is somebody to choose."""
+    found, oracle = classes(chooser, Optimal()), classes(chooser, Brute())
+    assert found is not None
+    assert oracle is not None
+    assert (len(found[0]), set(found[0])) == (4, set(oracle[0]))
+
+
+@pytest.mark.parametrize("forgotten", ["START", "JOIN"])
+def test_a_thread_that_is_not_ordered_by_its_start_or_end_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """A search that turns round what a start or an end orders comes to a place that can't be; it gives no result."""
+    monkeypatch.setattr(happening, forgotten, -7)
+    with pytest.raises((AssertionError, Diverged), match=r"can't go on|diverged at step"):
+        classes(functools.partial(family_of, program(333)), Optimal())
 
 
 # -- mutants: the known ways of losing executions, each of which is caught

@@ -553,15 +553,16 @@ def test_lockdep_sees_orders_of_different_executions_together() -> None:
 @given(
     shared=st.frozensets(st.integers(0, 80)),
     left_out=st.frozensets(st.integers(0, 800)),
+    left_parts=st.frozensets(st.integers(0, 80)),
     turns=st.lists(
         st.tuples(st.integers(0, 800), st.integers(0, CHOOSE - 1), st.just(-1))
         | st.tuples(st.integers(0, 800), st.just(CHOOSE), st.integers(0, 99))
     ),
 )
 def test_a_schedule_is_read_as_it_was_written(
-    shared: frozenset[int], left_out: frozenset[int], turns: list[tuple[int, int, int]]
+    shared: frozenset[int], left_out: frozenset[int], left_parts: frozenset[int], turns: list[tuple[int, int, int]]
 ) -> None:
     """Whatever threads, steps and choices there are."""
-    text = encode("scene", shared, left_out, turns, "never ends", "0123abcd")
-    assert parse(text, "scene") == Schedule("scene", shared, left_out, tuple(turns), "never ends", "0123abcd")
+    text = encode("scene", shared, (left_out, left_parts), turns, "never ends", "0123abcd")
+    assert parse(text, "scene") == Schedule("scene", shared, left_out, left_parts, tuple(turns), "never ends", "0123abcd")
     assert " " not in text

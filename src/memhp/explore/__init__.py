@@ -4,6 +4,7 @@
 
     scene       what one execution consists of: threads, checks, shared cells, choices
     execution   the mechanism: tasks take turns, a step at a time
+    fibers      the tasks and their steps
     ops         what a step can be, and which two can't be swapped
     happens     which step had to come before which, and which races there are
     strategies/ the policies: optimal, source, brute, chance, pct, replay
@@ -15,7 +16,7 @@
 from memhp.explore.api import explore, replay
 from memhp.explore.fields import declare
 from memhp.explore.findings import Finding, Kind, LockOrder, Result, Verdict
-from memhp.explore.scene import Cell, Scene
+from memhp.explore.scene import Cell, Scene, Thread
 from memhp.explore.search import Limits
 from memhp.explore.strategies import Promise, Strategy
 
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "Scene",
     "Strategy",
+    "Thread",
     "Verdict",
     "declare",
     "explore",

@@ -82,7 +82,7 @@ def replay(build: Build, schedule: str, *, limits: Limits | None = None, name: s
     """
     played = _played(build, name, limits or Limits())
     said = parse(schedule, played.name)
-    played.shared, played.left_out = said.shared, said.left_out
+    played.shared, played.left_out, played.left_parts = said.shared, said.left_out, said.left_parts
     result = search(played, lambda: Replay(said.turns))
     _compare(result, said)
     return result

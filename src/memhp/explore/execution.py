@@ -8,13 +8,13 @@ the whole of an execution is the list of its steps, and the same list gives the 
 from __future__ import annotations
 
 import collections
-import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
-from memhp.explore.ops import CAN_WAIT, CHOOSE, DEPENDENT, FAILED, KINDS, NAMES
+from memhp.explore.fibers import Abandoned, Blocked, Fiber, Place, Step, place_of, thread_number, thread_of
+from memhp.explore.ops import CAN_WAIT, CHOOSE, FAILED, KINDS, NAMES, START
 from memhp.locking import switch
 from memhp.locking.switch import Op, Task, Waitable
 
@@ -23,14 +23,10 @@ if TYPE_CHECKING:
     from memhp.explore.scene import Scene
     from memhp.explore.strategies import Strategy
 
-__all__ = ["Abandoned", "Blocked", "Diverged", "Execution", "Fiber", "Place", "Step", "dependent"]
+__all__ = ["Diverged", "Execution"]
 
 _PATIENT_POINTS = 1000
 """How many more operations a task may do that was told to give up, before it is told again."""
-
-
-class Abandoned(BaseException):
-    """Raised in a task whose execution has ended without it."""
 
 
 class Diverged(Exception):
@@ -47,115 +43,6 @@ class Diverged(Exception):
         self.step = step
         self.expected = expected
         self.found = found
-
-
-class Step:
-    """One step of one task; also the announcement of one.
-
-    ``kind`` is what happened, ``strong`` what it might have been (a failed try might have succeeded elsewhere); ``index``
-    counts the task's steps from 1; ``clock`` has for each task the index of its last step that had to come before.
-    """
-
-    __slots__ = ("choice", "clock", "index", "kind", "obj", "strong", "task")
-
-    def __init__(self, task: int, kind: int, obj: int, strong: int, index: int, choice: int = -1) -> None:
-        self.task = task
-        self.kind = kind
-        self.obj = obj
-        self.strong = strong
-        self.index = index
-        self.choice = choice
-        self.clock: list[int] = []
-
-    def __repr__(self) -> str:
-        return f"<{self.task}.{self.index} {NAMES[self.kind]} {self.obj}{'' if self.choice < 0 else f'={self.choice}'}>"
-
-    def same(self, other: Step) -> bool:
-        """Say whether this is the same step of the same task on the same object."""
-        return self.task == other.task and self.strong == other.strong and self.obj == other.obj
-
-    def announced(self) -> Step:
-        """Give it as it is known before it happens."""
-        return Step(self.task, self.strong, self.obj, self.strong, self.index, self.choice)
-
-
-def dependent(a: Step, b: Step) -> bool:
-    """Say whether two steps can't be swapped."""
-    return a.task == b.task or (a.obj == b.obj and DEPENDENT[a.kind][b.kind])
-
-
-class Place:
-    """Where in the program a step was announced."""
-
-    __slots__ = ("file", "function", "line")
-
-    def __init__(self, frame: types.FrameType) -> None:
-        self.file = frame.f_code.co_filename
-        self.line = frame.f_lineno
-        self.function = frame.f_code.co_qualname
-
-    def __str__(self) -> str:
-        parts = self.file.split("/")
-        short = "/".join(parts[parts.index("memhp", 1) :] if "memhp" in parts[1:] else parts[-1:])
-        return f"{self.function}() at {short}:{self.line}"
-
-
-class Fiber:
-    """One task of an execution."""
-
-    __slots__ = ("choice", "error", "function", "greenlet", "index", "label", "lock", "name", "op", "options", "steps", "task")
-
-    def __init__(self, index: int, name: str, function: Callable[[], Any]) -> None:
-        self.index = index
-        self.name = name
-        self.function = function
-        self.task = Task(name)
-        self.greenlet: greenlet = greenlet(self._main)
-        self.op: Op | None = None
-        """What it will do next; None at a choice and after its end."""
-        self.lock: Waitable | None = None
-        self.label: Step | None = None
-        """The announcement of its next step; None after its end."""
-        self.options = 0
-        self.choice = 0
-        self.steps = 0
-        self.error: BaseException | None = None
-
-    def _main(self) -> None:
-        try:
-            self.function()
-        except Abandoned:
-            pass
-        except BaseException as error:  # it is a finding, or raised in the one who explores
-            self.error = error
-
-    def ready(self) -> bool:
-        """Say whether its next step can happen now."""
-        label = self.label
-        return label is not None and (not CAN_WAIT[label.kind] or self.lock.ready(self.task, self.op))  # type: ignore[union-attr, arg-type]
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return self.label is None
-
-
-class Blocked:
-    """A task that can't go on: what it waits for, who must act first, and what it holds."""
-
-    def __init__(self, fiber: Fiber) -> None:
-        assert fiber.lock is not None  # noqa: S101 - a blocked task waits for something
-        assert fiber.op is not None  # noqa: S101
-        self.task = fiber.name
-        self.lock = fiber.lock.name
-        self.op = fiber.op
-        self.lock_class: str = getattr(fiber.lock, "lock_class", fiber.lock.name)
-        self.by = tuple(sorted(task.name for task in fiber.lock.blockers(fiber.task, fiber.op)))
-        self.holds = tuple(fiber.task.describe_held())
-
-    def __str__(self) -> str:
-        by = f", held by {' and '.join(self.by)}" if self.by else ""
-        return f"{self.task} waits for {self.lock} ({self.op.value}){by}"
 
 
 class Execution:
@@ -195,6 +82,8 @@ class Execution:
         """Grows with every step: the watchdog looks at it."""
         self.observing: str | None = None
         """The lock at whose release an invariant looks at fields now."""
+        self.outside = False
+        """Whether code of the scene runs that is no thread's: its function, or a check."""
         self._main = Task("main")
         self._hub = getcurrent()
         self.over = False
@@ -218,13 +107,44 @@ class Execution:
         if self.over:
             self._give_up()
             return
+        self._announce(fiber, op, lock, self._registry.number(lock.name))
+
+    def _announce(self, fiber: Fiber, op: Op, lock: Waitable, obj: int) -> None:
         kind = KINDS[op]
         fiber.op = op
         fiber.lock = lock
-        fiber.label = Step(fiber.index, kind, self._registry.number(lock.name), kind, fiber.steps + 1)
+        fiber.label = Step(fiber.index, kind, obj, kind, fiber.steps + 1)
         self._hub.switch()
         if self.over:
             raise Abandoned
+
+    def start(self, index: int) -> None:
+        """Let a thread begin that does not begin with the others.
+
+        Raises:
+            RuntimeError: it has been started already, or no thread of the scene asks.
+        """
+        starter, fiber = self._asking(index, "started")
+        if fiber.begun:
+            raise RuntimeError(f"{fiber.name} can only be started once")
+        fiber.begun = True
+        self._announce(starter, Op.START, fiber.end, thread_number(index))
+
+    def join(self, index: int) -> None:
+        """Wait until a thread has ended.
+
+        Raises:
+            RuntimeError: no thread of the scene asks.
+        """
+        asking, fiber = self._asking(index, "waited for")
+        self._announce(asking, Op.JOIN, fiber.end, thread_number(index))
+
+    def _asking(self, index: int, what: str) -> tuple[Fiber, Fiber]:
+        if self.running is None:
+            raise RuntimeError(f"a thread can only be {what} by another one of its scene")
+        if self.over:
+            raise Abandoned
+        return self.running, self.fibers[index]
 
     def choose(self, options: int) -> int:
         """Let the strategy choose a number below ``options``."""
@@ -257,12 +177,16 @@ class Execution:
         """Begin, and let the strategy pick until nobody can go on or it has had enough."""
         with switch.control(self):
             try:
+                self.outside = True
                 self._build(self.scene)
-                self.fibers = [Fiber(number, name, function) for number, (name, function) in enumerate(self.scene.threads)]
-                for fiber in self.fibers:
+                self.outside = False
+                self.fibers = [Fiber(one.index, one.name, one.function) for one in self.scene.threads]
+                for fiber, thread in zip(self.fibers, self.scene.threads, strict=True):
                     if fiber.index in self._left_out:
                         fiber.function = _nothing
-                    self._resume(fiber)
+                    if not thread.later:
+                        fiber.begun = True
+                        self._resume(fiber)
                 strategy.begin(self)
                 while len(self.trace) < max_steps and self.broken is None and self._step(strategy):
                     pass
@@ -270,7 +194,7 @@ class Execution:
                     self._check_end()
                 self.at_end = self.blocked() if not self.enabled() else []
                 if self.at_end or self._places:
-                    self.held_up = [(one.index, self.describe(one.label), _place(one)) for one in self.fibers if one.label]
+                    self.held_up = [(one.index, self.describe(one.label), place_of(one)) for one in self.fibers if one.label]
                 strategy.end(self)
             finally:
                 self._abandon()
@@ -302,9 +226,11 @@ class Execution:
         fiber.steps = step.index
         self.trace.append(step)
         if self._places:
-            self.places.append(_place(fiber))
+            self.places.append(place_of(fiber))
         self.beats += 1
         fiber.label = None
+        if step.kind == START:
+            self._resume(self.fibers[thread_of(step.obj)])
         self._resume(fiber)
 
     def _resume(self, fiber: Fiber) -> None:
@@ -329,6 +255,7 @@ class Execution:
         if self.broken is not None:
             return
         self.observing = observing
+        self.outside = True
         try:
             verdict = check()
         except Exception as error:
@@ -338,11 +265,12 @@ class Execution:
                 self.broken = AssertionError(f"{getattr(check, '__name__', check)} does not hold")
         finally:
             self.observing = None
+            self.outside = False
 
     def _abandon(self) -> None:
         self.over = True
         for fiber in self.fibers:
-            if not fiber.greenlet.dead:
+            if fiber.greenlet:  # begun, and not at its end
                 self._points_after = 0
                 self.running, error = fiber, fiber.error
                 fiber.greenlet.throw(Abandoned)
@@ -354,8 +282,10 @@ class Execution:
 
     def describe(self, step: Step) -> str:
         """Say in words what a step is."""
-        what = NAMES[step.kind] if step.kind != CHOOSE or step.choice < 0 else f"choose {step.choice}"
-        return f"{what} {self._registry.name(step.obj)}".rstrip()
+        if step.kind == CHOOSE:
+            return NAMES[CHOOSE] if step.choice < 0 else f"{NAMES[CHOOSE]} {step.choice}"
+        name = self._registry.names[step.obj] if step.obj >= 0 else self.fibers[thread_of(step.obj)].name
+        return f"{NAMES[step.kind]} {name}"
 
     # -- what strategies ask
 
@@ -400,13 +330,3 @@ class _Variable:
 
     def ready(self, task: Task, op: Op) -> bool:
         return True
-
-
-_OWN = (__file__.rsplit("/", 1)[0] + "/", switch.__file__.rsplit("/", 1)[0] + "/")
-
-
-def _place(fiber: Fiber) -> Place | None:
-    frame = fiber.greenlet.gr_frame
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
-        frame = frame.f_back
-    return None if frame is None else Place(frame)

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from memhp.explore.execution import Execution, Fiber
+from memhp.explore.execution import Execution
+from memhp.explore.fibers import Fiber, thread_of
+from memhp.explore.ops import START
 from memhp.locking.switch import Mode
 
 __all__ = ["Declared", "Guards", "declare", "installed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """A field that threads may share.
 
     Attributes:
@@ -80,6 +80,8 @@ class Guards:
         clocks: list[list[list[int]]] = [[[0] * len(execution.fibers)] for _ in execution.fibers]
         for step in execution.trace:
             clocks[step.task].append(step.clock)
+            if step.kind == START:
+                clocks[thread_of(step.obj)][0] = step.clock
         writes: dict[str, tuple[int, int]] = {}
         reads: dict[str, dict[int, int]] = {}
         for (key, task, step_before, write), position in self._accesses.items():
@@ -109,6 +111,7 @@ class _Watched:
         self._declared = declared
         self._position = position
         self._inner = inner
+        self._is_slot = hasattr(inner, "__set__")
         self._name = declared.name
         self._suffix = f".{declared.name}"
 
@@ -116,7 +119,7 @@ class _Watched:
         if instance is None:
             return self
         self._touch(instance, write=self._declared.container)
-        if hasattr(self._inner, "__set__"):
+        if self._is_slot:
             return self._inner.__get__(instance, owner)
         try:
             return instance.__dict__[self._name]
@@ -127,7 +130,7 @@ class _Watched:
 
     def __set__(self, instance: Any, value: Any) -> None:
         self._touch(instance, write=True)
-        if hasattr(self._inner, "__set__"):
+        if self._is_slot:
             self._inner.__set__(instance, value)
         else:
             instance.__dict__[self._name] = value

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from memhp.abi.paths import MEMORY
 from memhp.abi.tree import DirTree
 from memhp.errors import HotplugError, InvalidInput, LockError, MemhpError, ScenarioError, errno_name
-from memhp.explore.execution import Abandoned
+from memhp.explore.fibers import Abandoned, Unmet
 from memhp.explore.scene import Scene
 from memhp.explore.search import Build
 from memhp.kernel import Machine
@@ -22,7 +23,7 @@ from memhp.notifier import NotifierBlock
 from memhp.scenario import load
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
-from memhp.scenario.model import CallbackSpec, Scenario, Step
+from memhp.scenario.model import CallbackSpec, Expectations, Scenario, Step
 from memhp.scenario.verdict import same_result
 
 __all__ = ["scenes"]
@@ -116,10 +117,13 @@ class _Stage:
                 self.machine.memory_chain.register(blocks[spec.name])
         steps = [step for step in scenario.steps if step.verb != "note"]
         first = next(place for place, step in enumerate(steps) if step.thread)
+        wanted = {step.number for step in steps if scene.part(f"step {step.number}")}
         for step in steps[:first]:
-            self._set_up(step)
+            if step.number in wanted:
+                self._set_up(step)
         for name in dict.fromkeys(step.thread or _MAIN for step in steps[first:]):
-            scene.thread(name, self._play, [step for step in steps[first:] if (step.thread or _MAIN) == name])
+            mine = [step for step in steps[first:] if (step.thread or _MAIN) == name and step.number in wanted]
+            scene.thread(name, self._play, mine)
         scene.at_end(self._check)
 
     def _boot(self, scene: Scene) -> Machine:
@@ -142,38 +146,60 @@ class _Stage:
 
     def _set_up(self, step: Step) -> None:
         wanted = step.expect.result if step.expect is not None and step.expect.result is not None else "ok"
-        result = self._result(step)
+        result, _ = self._result(step)
         if not same_result(result, wanted):
             raise ScenarioError(result, str(self._scenario.file), step.line, wanted, f"step {step.number}: {step.shown}")
 
     def _play(self, steps: list[Step]) -> None:
         for step in steps:
-            self._result(step)
+            self._compare(step, *self._result(step))
 
-    def _result(self, step: Step) -> str:
+    def _compare(self, step: Step, result: str, text: str) -> None:
+        # What a thread gets and sees is the same in all executions of a class; what callbacks and uevents of all threads
+        # came meanwhile is not.
+        expect, overall = step.expect, self._scenario.expect
+        if expect is None or expect.as_written or (overall is not None and overall.as_written):
+            return
+        where = f"step {step.number} ({step.shown})"
+        if expect.result is not None and not same_result(result, expect.result):
+            raise Unmet(f"{where} ended with {result}, expected {expect.result}", where)
+        if expect.text is not None and text.strip() != expect.text.strip():
+            raise Unmet(f"{where} gave {text.strip()!r}, expected {expect.text.strip()!r}", where)
+        for differs in self._differences(expect, f"after {where}"):
+            raise Unmet(differs, where)
+
+    def _result(self, step: Step) -> tuple[str, str]:
         # A request may fail in some orders and not in others; only misuse of locks, and what isn't memhp's, is a finding.
         try:
-            self._actor.act(step)
+            text = self._actor.act(step)
         except (LockError, Abandoned):
             raise
         except HotplugError as error:
-            return errno_name(error.errno or 0)
+            return errno_name(error.errno or 0), ""
         except MemhpError as error:
-            return "EINVAL" if type(error) is InvalidInput else type(error).__name__
-        return "ok"
+            return "EINVAL" if type(error) is InvalidInput else type(error).__name__, ""
+        return "ok", text
 
     def _check(self) -> None:
         expect = self._scenario.expect
-        if expect is None:
-            return
+        for differs in self._differences(expect, "in the end") if expect is not None else ():
+            raise AssertionError(differs)
+
+    def _differences(self, expect: Expectations, when: str) -> Iterator[str]:
         for path, text in expect.files:
-            found = self.machine.tree.read(self._actor.selector.path(path)).strip()
+            found = self._text_of(path)
             if found != text.strip():
-                raise AssertionError(f"{path} is {found!r} in the end, expected {text.strip()!r}")
+                yield f"{path} is {found!r} {when}, expected {text.strip()!r}"
         for selection, state in expect.blocks:
             step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
             for number in self._actor.selector.resolve(step, selection, None):
                 block = self.machine.blocks.get(number)
                 what = "absent" if block is None else block.state.value
                 if what != state:
-                    raise AssertionError(f"memory{number} is {what} in the end, expected {state}")
+                    yield f"memory{number} is {what} {when}, expected {state}"
+
+    def _text_of(self, path: str) -> str:
+        try:
+            return self.machine.tree.read(self._actor.selector.path(path)).strip()
+        except HotplugError as error:
+            return errno_name(error.errno or 0)

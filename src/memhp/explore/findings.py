@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from memhp.explore.execution import Blocked, Place
+from memhp.explore.fibers import Blocked, Place
 from memhp.explore.strategies import Promise
 
 __all__ = ["Finding", "Kind", "Line", "LockOrder", "Result", "Verdict"]
@@ -19,6 +19,8 @@ class Kind(enum.Enum):
     DEADLOCK = "deadlock"
     EXCEPTION = "exception"
     INVARIANT = "invariant"
+    EXPECTATION = "expectation"
+    """Something else came of a step of a scenario than it expects."""
     NEVER_ENDS = "never ends"
     """So many steps that a task was taken to go round in circles."""
     STUCK = "stuck"
@@ -39,8 +41,7 @@ class Verdict(enum.Enum):
     """Nothing was found, and not everything was looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One step of a finding, in words."""
 
     task: int
@@ -52,8 +53,7 @@ class Line:
     """Whether it is no step but a task that can't make this one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One execution in which something went wrong.
 
     Attributes:
@@ -67,6 +67,7 @@ class Finding:
         signature: equal for findings of one and the same bug.
         preemptions: how many of its switches leave a task that could have gone on.
         original: the finding before it was made smaller.
+        without: the parts of the scene that it doesn't need.
     """
 
     kind: Kind
@@ -79,6 +80,7 @@ class Finding:
     error: BaseException | None = None
     preemptions: int = 0
     original: Finding | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -97,8 +99,7 @@ class Finding:
         return sum(a != b for a, b in itertools.pairwise(tasks))
 
 
-@dataclass(frozen=True, slots=True)
-class LockOrder:
+class LockOrder(NamedTuple):
     """A lock order that lockdep reported, and what the search says of it.
 
     Attributes:
@@ -116,7 +117,6 @@ class LockOrder:
         return f"lock order {' -> '.join([*self.classes, self.classes[0]])}: {self.outcome}"
 
 
-@dataclass(slots=True)
 class Result:
     """What an exploration found, and how much it looked at.
 
@@ -128,6 +128,7 @@ class Result:
         redundant: how many were given up because they would have repeated another.
         steps: of all executions.
         deadlocks: how many executions ended in a deadlock.
+        failed: in how many something went wrong.
         findings: what went wrong, in the order in which it was found; only the first unless all were asked for.
         lock_orders: what lockdep reported.
         limit: the limit that ended the search before its time, or ''.
@@ -136,19 +137,24 @@ class Result:
         seconds: how long it took.
     """
 
-    name: str
-    strategy: str
-    promise: Promise
-    executions: int = 0
-    redundant: int = 0
-    steps: int = 0
-    deadlocks: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    lock_orders: list[LockOrder] = field(default_factory=list)
-    limit: str = ""
-    ended_early: bool = False
-    shared: tuple[str, ...] = ()
-    seconds: float = 0.0
+    def __init__(self, name: str, strategy: str, promise: Promise) -> None:
+        self.name = name
+        self.strategy = strategy
+        self.promise = promise
+        self.executions = 0
+        self.redundant = 0
+        self.steps = 0
+        self.deadlocks = 0
+        self.failed = 0
+        self.findings: list[Finding] = []
+        self.lock_orders: list[LockOrder] = []
+        self.limit = ""
+        self.ended_early = False
+        self.shared: tuple[str, ...] = ()
+        self.seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Result {self.name}: {self.verdict.value}; {self.scope}>"
 
     @property
     def complete(self) -> bool:

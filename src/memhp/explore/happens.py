@@ -6,17 +6,16 @@ Two executions with the same steps and the same order between dependent steps ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from memhp.explore.execution import Step
-from memhp.explore.ops import DEPENDENT, ORDERED, RELATION, REVERSIBLE, SLEEP, WAKE
+from memhp.explore.fibers import Step, thread_of
+from memhp.explore.ops import DEPENDENT, JOIN, ORDERED, RELATION, REVERSIBLE, SLEEP, START, WAKE
 
 __all__ = ["History", "Race", "absorb", "class_of", "not_after"]
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
+class Race(NamedTuple):
     """Two steps that could come the other way round: the place of the first in the trace, and the second."""
 
     first: int
@@ -30,9 +29,10 @@ class History:
         self.steps: list[Step] = []
         self.races: list[list[Race]] = []
         """For each step the races that it is the second of."""
-        self._tasks = tasks
         self._last: list[list[Step]] = [[] for _ in range(tasks)]
         self._of_object: dict[int, list[tuple[int, Step]]] = {}
+        self._born: list[list[int]] = [[0] * tasks for _ in range(tasks)]
+        """What had to come before each task's first step: that it was started."""
 
     def cut(self, length: int) -> None:
         """Forget all but the first so many steps."""
@@ -49,13 +49,15 @@ class History:
         self._last[step.task].append(step)
         if step.obj >= 0:
             self._of_object.setdefault(step.obj, []).append((len(self.steps), step))
+        elif step.kind == START:
+            self._born[thread_of(step.obj)] = step.clock
         self.steps.append(step)
         self.races.append(races)
 
     def look(self, step: Step) -> list[Race]:
         """Set the clock of a step that would come next, and give the races that it would be the second of."""
         mine = self._last[step.task]
-        clock = mine[-1].clock.copy() if mine else [0] * self._tasks
+        clock = mine[-1].clock.copy() if mine else self._born[step.task].copy()
         races: list[Race] = []
         if step.obj >= 0:
             # `seen` is what comes before it without the edge in question. What only had to be waited for (the holder's own
@@ -77,9 +79,17 @@ class History:
                         _join(clock, other.clock)
                 elif clock[other.task] < other.index:
                     _join(clock, other.clock)
+        elif step.kind == JOIN:
+            self._take_end(clock, thread_of(step.obj))
         clock[step.task] = step.index
         step.clock = clock
         return races
+
+    def _take_end(self, clock: list[int], task: int) -> None:
+        # The end of a task is no step; in a clock it counts as one more, so that what follows the last step comes before too.
+        last = self._last[task]
+        _join(clock, last[-1].clock if last else self._born[task])
+        clock[task] = len(last) + 1
 
     def _woken_at(self, step: Step, before: list[tuple[int, Step]]) -> int:
         # The first wake-up since it looked is what let it look again; later ones might have come later.
@@ -122,11 +132,3 @@ def absorb(step: Step, sequence: Sequence[Step]) -> Sequence[Step] | None:
 def class_of(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:
     """Give what all executions of one class have in common: each task's steps, and what had to come before them."""
     return tuple(sorted((step.task, step.index, step.kind, step.obj, step.choice, *step.clock) for step in steps))
-
-
-def orders(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
-    """Give the pairs of places of which the first had to come before the second."""
-    for second, step in enumerate(steps):
-        for first in range(second):
-            if step.clock[steps[first].task] >= steps[first].index:
-                yield first, second

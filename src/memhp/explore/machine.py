@@ -57,7 +57,7 @@ FIELDS = (
     *_fields(FirmwareMap, lambda entries: "firmware map", "_entries _next"),
     *_fields(MemoryGroups, lambda groups: "memory groups", "_groups"),
     *_fields(MemoryGroup, lambda group: f"memory group {group.id}", "present_kernel_pages present_movable_pages", "blocks"),
-    *_fields(Pages, lambda pages: "pages", "generation", "_buddy _chunks huge_pool"),
+    *_fields(Pages, lambda pages: "pages", "", "_buddy _chunks huge_pool"),
     *_fields(Holding, lambda pages: f"pages of {pages.owner or 'somebody'}", "pins freed"),
     *_fields(Allocation, lambda pages: f"pages of {pages.owner or 'somebody'}", "", "extents"),
     *_fields(

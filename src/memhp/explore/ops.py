@@ -1,8 +1,9 @@
 """What can happen at a step, and which two steps can't be swapped (the dependence relation).
 
-Steps on different objects never depend on each other. Steps on one object do as :data:`_PAIRS` says: *reversible* pairs
-can happen in either order, and the search must try both; *ordered* pairs depend on each other, but the second was not
-possible before the first (a mutex can't be taken before it is given back), so there is nothing to try.
+Steps on different objects never depend on each other, but for what the start and the end of a thread order. Steps on one
+object do as :data:`_PAIRS` says: *reversible* pairs can happen in either order, and the search must try both; *ordered*
+pairs depend on each other, but the second was not possible before the first (a mutex can't be taken before it is given
+back), so there is nothing to try.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = [
     "DEPENDENT",
     "FAILED",
     "INDEPENDENT",
+    "JOIN",
     "KINDS",
     "NAMES",
     "ORDERED",
@@ -24,6 +26,7 @@ __all__ = [
     "RELATION",
     "REVERSIBLE",
     "SLEEP",
+    "START",
     "TRY_FAIL",
     "TRY_OK",
     "WAKE",
@@ -49,6 +52,8 @@ NAMES = (
     "look whether to wait",
     "wake up and look again",
     "wake",
+    "start",
+    "join",
     "choose",
 )
 (
@@ -69,6 +74,8 @@ NAMES = (
     WAIT,
     SLEEP,
     WAKE,
+    START,
+    JOIN,
     CHOOSE,
 ) = range(len(NAMES))
 
@@ -89,10 +96,12 @@ KINDS = {
     Op.WAIT: WAIT,
     Op.SLEEP: SLEEP,
     Op.WAKE: WAKE,
+    Op.START: START,
+    Op.JOIN: JOIN,
 }
 """The kind of an operation if it succeeds, which is also the one that depends on the most."""
 
-CAN_WAIT = tuple(kind in {ACQUIRE, AWAIT, READ_ACQUIRE, BLOCK, DRAIN, SLEEP} for kind in range(len(NAMES)))
+CAN_WAIT = tuple(kind in {ACQUIRE, AWAIT, READ_ACQUIRE, BLOCK, DRAIN, SLEEP, JOIN} for kind in range(len(NAMES)))
 """Whether a step of a kind may have to wait until somebody else has acted."""
 
 FAILED = {Op.TRY_ACQUIRE: TRY_FAIL, Op.TRY_READ: TRY_READ_FAIL, Op.SWAP: READ}
@@ -163,7 +172,7 @@ RELATION = tuple(tuple(_PAIRS.get((a, b), INDEPENDENT) for b in range(len(NAMES)
 DEPENDENT = tuple(tuple(bool(RELATION[a][b] or RELATION[b][a]) for b in range(len(NAMES))) for a in range(len(NAMES)))
 """Whether two kinds on one object depend on each other, in whichever order."""
 
-_LETTERS = "ARTFWLUBDXYNGSQZKC"
+_LETTERS = "ARTFWLUBDXYNGSQZKEJC"
 
 
 def letter_of(kind: int) -> str:

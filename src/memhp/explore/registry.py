@@ -15,6 +15,7 @@ class Registry:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self.names: list[str] = []
+        """The name of each number."""
 
     def number(self, name: str) -> int:
         """Give the number of a name."""
@@ -23,7 +24,3 @@ class Registry:
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
         return number
-
-    def name(self, number: int) -> str:
-        """Give the name of a number; nothing for a choice."""
-        return self.names[number] if number >= 0 else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from memhp.errors import InvalidInput
 from memhp.locking import Lockdep, switch
@@ -15,35 +14,87 @@ if TYPE_CHECKING:
     from memhp.explore.execution import Execution
     from memhp.kernel import Machine
 
-__all__ = ["Cell", "Invariant", "Scene"]
+__all__ = ["Cell", "Invariant", "Scene", "Thread"]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Invariant:
+class Invariant(NamedTuple):
     """Something that must hold whenever a lock is given back."""
 
     check: Callable[[], object]
     lock: Any
 
 
+class Thread:
+    """A thread of a scene, as others of its threads see it: they can wait for its end, and start it if nobody else does."""
+
+    __slots__ = ("_scene", "function", "index", "later", "name")
+
+    def __init__(self, scene: Scene, index: int, name: str, function: Callable[[], Any], *, later: bool) -> None:
+        self._scene = scene
+        self.index = index
+        self.name = name
+        self.function = function
+        self.later = later
+
+    def start(self) -> None:
+        """Let it begin: a step of the thread that calls. For those that :meth:`Scene.thread_for_later` made, once.
+
+        Raises:
+            RuntimeError: it runs already, or what calls is no thread of the scene.
+        """
+        self._execution().start(self.index)
+
+    def join(self) -> None:
+        """Wait until it has ended: a step of the thread that calls.
+
+        Raises:
+            RuntimeError: what calls is no thread of the scene.
+        """
+        self._execution().join(self.index)
+
+    def _execution(self) -> Execution:
+        if self._scene.execution is None:
+            raise RuntimeError(f"{self.name} belongs to a scene that is over")
+        return self._scene.execution
+
+
 class Scene:
     """What one execution consists of; the explored function gets a new one each time, and must make everything anew."""
 
-    def __init__(self, shared: Lockdep | None = None) -> None:
+    def __init__(self, shared: Lockdep | None = None, left_out: frozenset[int] = frozenset()) -> None:
         self._shared = shared
-        self.threads: list[tuple[str, Callable[[], Any]]] = []
+        self._left_out = left_out
+        self.parts: list[str] = []
+        self.threads: list[Thread] = []
         self.checks: list[Callable[[], object]] = []
         self.invariants: list[Invariant] = []
         self.deps: list[Lockdep] = []
         self.execution: Execution | None = None
 
-    def thread(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def thread(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Thread:
         """Start a thread; all begin together when the scene's function has returned."""
-        if any(name == other for other, _ in self.threads):
+        return self._add(name, functools.partial(function, *args, **kwargs), later=False)
+
+    def thread_for_later(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Thread:
+        """Make a thread that begins when another one starts it; if none does, it never begins."""
+        return self._add(name, functools.partial(function, *args, **kwargs), later=True)
+
+    def _add(self, name: str, function: Callable[[], Any], *, later: bool) -> Thread:
+        if any(name == other.name for other in self.threads):
             raise InvalidInput(name, "thread: name", "a name that no other thread of the scene has")
-        self.threads.append((name, functools.partial(function, *args, **kwargs)))
+        thread = Thread(self, len(self.threads), name, function, later=later)
+        self.threads.append(thread)
+        return thread
+
+    def part(self, name: str) -> bool:
+        """Say whether a part of the scene is played; it always is, but when a finding is made smaller that doesn't need it.
+
+        To be asked in the scene's function, for the same parts in the same order each time.
+        """
+        self.parts.append(name)
+        return len(self.parts) - 1 not in self._left_out
 
     def task(self, name: str) -> Task:
         """Give the task of a thread, for a signal; of use inside of threads only."""

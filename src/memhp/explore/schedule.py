@@ -1,7 +1,8 @@
 """Schedule strings: one execution in a line that can be pasted.
 
 ``mhx1:NAME:SHARED:STEPS:KIND:CHECK``. STEPS has for each turn the letter of the thread, small, and the letters of its
-steps, large; a choice is ``C`` and its number. ``-c.`` at the beginning says that thread c was left out. SHARED says in
+steps, large; a choice is ``C`` and its number. ``-c-3.`` at the beginning says that thread c and part 3 of the scene were
+left out. SHARED says in
 hexadecimal which declared fields were shared variables. CHECK is a sum of the steps in words.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memhp.errors import InvalidInput
 from memhp.explore.ops import CHOOSE, NAMES, letter_of
@@ -20,28 +21,36 @@ __all__ = ["VERSION", "Schedule", "checksum", "encode", "parse"]
 
 VERSION = "mhx1"
 _KINDS = {letter_of(kind): kind for kind in range(len(NAMES))}
-_STEPS = re.compile(r"((?:-[a-z]+)+\.)?((?:[a-z]+(?:[ABD-Z]|C\d+)+)*)")
+_STEPS = re.compile(r"((?:-(?:[a-z]+|\d+))+\.)?((?:[a-z]+(?:[ABD-Z]|C\d+)+)*)")
 _TURN = re.compile(r"([a-z]+)((?:[ABD-Z]|C\d+)+)")
 _STEP = re.compile(r"([ABD-Z])|C(\d+)")
 _EXPECTED = f"a schedule string as memhp explore prints it: {VERSION}:NAME:SHARED:STEPS:KIND:CHECK"
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """What a schedule string says."""
 
     name: str
     shared: frozenset[int]
     left_out: frozenset[int]
+    left_parts: frozenset[int]
     turns: tuple[Turn, ...]
     kind: str
     check: str
 
 
-def encode(name: str, shared: frozenset[int], left_out: frozenset[int], turns: Sequence[Turn], kind: str, check: str) -> str:
-    """Write one."""
-    parts = [f"-{_thread(index)}" for index in sorted(left_out)]
-    parts += ["."] if left_out else []
+def encode(
+    name: str,
+    shared: frozenset[int],
+    left_out: tuple[frozenset[int], frozenset[int]],
+    turns: Sequence[Turn],
+    kind: str,
+    check: str,
+) -> str:
+    """Write one; ``left_out`` are the threads and the parts that are."""
+    threads, left_parts = left_out
+    parts = [f"-{_thread(index)}" for index in sorted(threads)] + [f"-{number}" for number in sorted(left_parts)]
+    parts += ["."] if parts else []
     last = -1
     for task, step, number in turns:
         if task != last:
@@ -73,10 +82,13 @@ def parse(text: str, name: str) -> Schedule:
     if match is None:
         raise InvalidInput(parts[3], "schedule: steps", "turns such as aALUbL")
     left_out = (match[1] or "").rstrip(".").split("-")[1:]
+    threads = frozenset(_index(one) for one in left_out if one.isalpha())
+    left_parts = frozenset(int(one) for one in left_out if one.isdigit())
     return Schedule(
         name,
         frozenset(position for position in range(mask.bit_length()) if mask >> position & 1),
-        frozenset(map(_index, left_out)),
+        threads,
+        left_parts,
         tuple(_turns(match[2])),
         parts[4].replace("-", " "),
         parts[5],

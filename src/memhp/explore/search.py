@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from memhp.errors import InvalidInput
-from memhp.explore.execution import Blocked, Diverged, Execution, Fiber, Place
+from memhp.explore.execution import Diverged, Execution
+from memhp.explore.fibers import Blocked, Fiber, Place, Unmet
 from memhp.explore.fields import Declared, Guards, installed
 from memhp.explore.findings import Finding, Kind, Line, LockOrder, Result
 from memhp.explore.happens import History
@@ -22,14 +23,15 @@ from memhp.explore.strategies.replay import Replay, Turn
 from memhp.explore.watchdog import Stuck, Watchdog, watching
 from memhp.locking import Lockdep
 
-__all__ = ["Build", "Limits", "Played", "cycle", "search"]
+__all__ = ["REPEATABLE", "Build", "Limits", "Played", "cycle", "search"]
 
 Build = Callable[[Scene], object]
 _SHOWN_OF_ENDLESS = 200
+REPEATABLE = frozenset({Kind.DEADLOCK, Kind.EXCEPTION, Kind.INVARIANT, Kind.EXPECTATION})
+"""What is wrong with one execution, and not with the search."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Where a search gives up.
 
     Attributes:
@@ -45,7 +47,6 @@ class Limits:
     patience: float = 10.0
 
 
-@dataclass(slots=True)
 class Played:
     """What a search goes through, and what it keeps.
 
@@ -54,22 +55,51 @@ class Played:
         name: of the scene.
         table: gives the declared fields; an execution may import what declares more.
         left_out: threads that are not started.
+        left_parts: parts of the scene that are not played, by number.
+        parts: how many parts it has; known when it has been played.
         shared: positions of the fields that are shared variables; grows when an access shows that one is not guarded.
         everything: go on after a finding.
         wanted: pass over findings with another signature.
         on_execution: called at the end of each execution.
+        progress: called now and then.
     """
 
-    build: Build
-    name: str
-    table: Callable[[], Sequence[Declared]]
-    limits: Limits
-    left_out: frozenset[int] = frozenset()
-    shared: frozenset[int] = frozenset()
-    everything: bool = False
-    wanted: tuple[str, ...] = ()
-    on_execution: Callable[[Execution], None] | None = None
-    progress: Callable[[Result], None] | None = None
+    __slots__ = (
+        "build",
+        "everything",
+        "left_out",
+        "left_parts",
+        "limits",
+        "name",
+        "on_execution",
+        "parts",
+        "progress",
+        "shared",
+        "table",
+        "wanted",
+    )
+
+    def __init__(self, build: Build, name: str, table: Callable[[], Sequence[Declared]], limits: Limits) -> None:
+        self.build = build
+        self.name = name
+        self.table = table
+        self.limits = limits
+        self.left_out: frozenset[int] = frozenset()
+        self.left_parts: frozenset[int] = frozenset()
+        self.parts = 0
+        self.shared: frozenset[int] = frozenset()
+        self.everything = False
+        self.wanted: tuple[str, ...] = ()
+        self.on_execution: Callable[[Execution], None] | None = None
+        self.progress: Callable[[Result], None] | None = None
+
+    def once_more(self, **changes: Any) -> Played:
+        """Give the same to be played once more, for one finding, with changes; nobody is told of it."""
+        other = Played(self.build, self.name, self.table, self.limits)
+        other.left_out, other.left_parts, other.parts, other.shared = self.left_out, self.left_parts, self.parts, self.shared
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
 
 def search(played: Played, make: Callable[[], Strategy]) -> Result:
@@ -78,8 +108,8 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
     while True:
         strategy = make()
         guards = Guards(played.table(), played.shared)
-        with _silence(), watching(played.limits.patience) as watchdog, installed(guards) as watch:
-            one = _Pass(played, strategy, guards, watchdog, watch, begin)
+        with _Silence() as silence, watching(played.limits.patience) as watchdog, installed(guards) as watch:
+            one = _Pass(played, strategy, guards, watchdog, watch, silence, begin)
             one.run()
         if not guards.found <= played.shared or len(played.table()) != len(guards.table):
             played.shared |= guards.found
@@ -90,18 +120,22 @@ def search(played: Played, make: Callable[[], Strategy]) -> Result:
         return one.result
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    # What the machine logs in one execution of thousands is no news.
-    log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
-    before = log.propagate
-    log.addHandler(nowhere)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.propagate = before
-        log.removeHandler(nowhere)
+class _Silence(contextlib.ExitStack):
+    """What the machine logs in one execution of thousands is no news."""
+
+    begun = False
+
+    def begin(self) -> None:
+        """Begin, if anybody logs at all: that may be known only when a scene has imported what it needs."""
+        logging = sys.modules.get("logging")
+        if logging is None or self.begun:
+            return
+        self.begun = True
+        log, nowhere = logging.getLogger("memhp"), logging.NullHandler()
+        self.callback(setattr, log, "propagate", log.propagate)
+        self.callback(log.removeHandler, nowhere)
+        log.addHandler(nowhere)
+        log.propagate = False
 
 
 class _Pass:
@@ -114,6 +148,7 @@ class _Pass:
         guards: Guards,
         watchdog: Watchdog,
         watch: Callable[[Execution | None], None],
+        silence: _Silence,
         begin: float,
     ) -> None:
         self.played = played
@@ -124,6 +159,7 @@ class _Pass:
         self._dep = Lockdep()
         self._watchdog = watchdog
         self._watch = watch
+        self._silence = silence
         self._begin = begin
         self._cycles: dict[frozenset[str], str] = {}
         self._orders: dict[tuple[str, ...], str] = {}
@@ -155,10 +191,9 @@ class _Pass:
 
     def _play(self, strategy: Strategy) -> Execution | None:
         self._dep.next_run()
-        scene = Scene(self._dep)
-        execution = Execution(
-            self.played.build, scene, self._registry, left_out=self.played.left_out, places=isinstance(strategy, Replay)
-        )
+        scene = Scene(self._dep, self.played.left_parts)
+        places = isinstance(strategy, Replay)
+        execution = Execution(self._build, scene, self._registry, left_out=self.played.left_out, places=places)
         scene.execution = execution
         self.guards.begin()
         self._watch(execution)
@@ -167,6 +202,10 @@ class _Pass:
             execution.run(strategy, self.played.limits.steps)
         except Diverged as diverged:
             execution.broken = diverged
+        except Stuck as stuck:
+            where = _innermost(stuck)
+            expected = f"a scene whose function and checks end within {self.played.limits.patience:g} s (it was in {where})"
+            raise InvalidInput(self.played.name, "explore", expected) from None
         finally:
             self._watchdog.look_at(None)
             self._watch(None)
@@ -179,6 +218,12 @@ class _Pass:
                 self._orders.setdefault(report.classes, str(report))
         return execution
 
+    def _build(self, scene: Scene) -> None:
+        self._silence.begin()
+        self.played.build(scene)
+        self.played.parts = len(scene.parts)
+        self._silence.begin()
+
     def _judge(self, execution: Execution) -> bool:
         # False when the search is over.
         result = self.result
@@ -190,12 +235,13 @@ class _Pass:
         result.executions += 1
         if self.played.on_execution is not None:
             self.played.on_execution(execution)
+        result.failed += finding is not None
         if finding is None or (self.played.wanted and finding.signature != self.played.wanted):
             return True
         if finding.kind is Kind.DEADLOCK:
             result.deadlocks += 1
             self._cycles.setdefault(_cycle_classes(finding.blocked), finding.schedule)
-        if self.played.everything and finding.kind in {Kind.DEADLOCK, Kind.EXCEPTION, Kind.INVARIANT}:
+        if self.played.everything and finding.kind in REPEATABLE:
             if all(finding.signature != other.signature for other in result.findings):
                 result.findings.append(finding)
             return True
@@ -253,6 +299,8 @@ class _Pass:
             reason = f"{fiber.name} did not come to its next step within {self.played.limits.patience:g} s: it blocks "
             reason += f"outside of the controlled locks, sleeps or never ends{f', in {place}' if place else ''}"
             return self._make(execution, Kind.STUCK, reason, (fiber.name,))
+        if isinstance(error, Unmet):
+            return self._make(execution, Kind.EXPECTATION, f"{fiber.name}: {error}", (error.where,), error=error)
         reason = f"{fiber.name} raised {type(error).__name__}: {_first_line(error)}"
         return self._make(execution, Kind.EXCEPTION, reason, (type(error).__name__, _where(error)), error=error)
 
@@ -280,9 +328,22 @@ class _Pass:
         turns: list[Turn] = [(step.task, step.strong, step.choice) for step in execution.trace[:most]]
         names = tuple(fiber.name for fiber in execution.fibers)
         text = [f"{names[line.task]} {line.text}" for line in lines]
-        schedule = encode(self.played.name, self.guards.shared, self.played.left_out, turns, kind.value, checksum(text))
+        left_out = self.played.left_out, self.played.left_parts
+        schedule = encode(self.played.name, self.guards.shared, left_out, turns, kind.value, checksum(text))
         preemptions = self.strategy.preemptions if isinstance(self.strategy, Replay) else 0
-        return Finding(kind, reason, names, tuple(lines), schedule, (kind.value, *signature), tuple(blocked), error, preemptions)
+        without = tuple(execution.scene.parts[number] for number in sorted(self.played.left_parts))
+        return Finding(
+            kind,
+            reason,
+            names,
+            tuple(lines),
+            schedule,
+            (kind.value, *signature),
+            tuple(blocked),
+            error,
+            preemptions,
+            without=without,
+        )
 
     # -- at the end
 
@@ -354,10 +415,10 @@ def _where(error: BaseException) -> str:
 
 
 def _innermost(error: BaseException) -> str | None:
+    code, line = None, 0
     trace = error.__traceback__
-    if trace is None:
-        return None
-    while trace.tb_next is not None:
+    while trace is not None:
+        if trace.tb_frame.f_code is not Watchdog.bark.__code__:  # it stands where it interrupts
+            code, line = trace.tb_frame.f_code, trace.tb_lineno
         trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    return f"{code.co_qualname}() at {code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+    return None if code is None else f"{code.co_qualname}() at {code.co_filename.rpartition('/')[2]}:{line}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from memhp.explore.execution import Place
+from memhp.explore.fibers import Place
 from memhp.explore.findings import Finding, Line
 from memhp.explore.ops import READ, WRITE, letter_of
 
@@ -89,6 +89,8 @@ def counts(finding: Finding) -> str:
     text += f", {finding.preemptions} of them leave{'s' if finding.preemptions == 1 else ''} a thread that could go on"
     if finding.original is not None and finding.original.steps != finding.steps:
         text += f" (made smaller from {finding.original.steps} steps, {finding.original.switches} switches)"
+    if finding.without:
+        text += f"; left out: {', '.join(finding.without)}"
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from memhp.explore.execution import Execution
 
 __all__ = ["Stuck", "Watchdog", "watching"]
+
+_DEBUGGERS = ("bdb", "pydevd", "_pydevd", "debugpy")
+"""How the names of modules begin that are on the stack while somebody thinks at a debugger's prompt."""
 
 _SIGNAL = signal.SIGURG
 """Ignored by default, so nobody minds if one comes late."""
@@ -45,13 +49,13 @@ class Watchdog:
         while not self._ended.wait(self._patience):
             execution = self._execution
             now = (execution, execution.beats if execution is not None else -1)
-            if execution is not None and now == seen and execution.running is not None:
+            if now == seen and _runs_code(execution):
                 self._bite()
             seen = now
 
     def _bite(self) -> None:
         ident = self._explorer.ident
-        if ident is None:
+        if ident is None or _is_debugged(sys._current_frames().get(ident)):  # noqa: SLF001 - there is no other way
             return
         if self._explorer is threading.main_thread():
             signal.pthread_kill(ident, _SIGNAL)
@@ -61,10 +65,21 @@ class Watchdog:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Stuck))
 
     def bark(self, number: int, frame: FrameType | None) -> None:
-        """Raise :class:`Stuck` in the task that runs, if one does."""
-        execution = self._execution
-        if execution is not None and execution.running is not None:
+        """Raise :class:`Stuck` in the task that runs, or in the scene's own code."""
+        if _runs_code(self._execution):
             raise Stuck
+
+
+def _runs_code(execution: Execution | None) -> bool:
+    return execution is not None and (execution.running is not None or execution.outside)
+
+
+def _is_debugged(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(_DEBUGGERS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager

@@ -282,14 +282,14 @@ def _drain(machine: Machine, blocks: list[MemoryBlock]) -> None:
     pages = machine.pages
     name = ", ".join(block.name for block in blocks)
     while True:
-        seen = pages.generation
+        seen = pages.changed.look()
         if current().signals:
             message = f"{name}: a signal arrived; it stays online"
             raise Interrupted(message, block=blocks[0].id, page=None)
         stuck = pages.evacuate(blocks)
         if stuck is None:
             return
-        if not pages.changed.wait_interruptible(lambda seen=seen: pages.generation != seen):  # type: ignore[misc]
+        if not pages.changed.wait_interruptible(lambda seen=seen: pages.changed.wakes != seen):  # type: ignore[misc]
             message = f"{name}: a signal arrived while {stuck} could not be moved; it stays online"
             raise Interrupted(message, block=blocks[0].id, page=stuck.start_pfn)
 

@@ -43,8 +43,7 @@ class Pages(Supply):
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self.changed = WaitQueue("page state")
-        self.generation = 0
-        """Grows with each change that could let a stuck offline go on."""
+        """Woken by each change that could let a stuck offline go on."""
         self.migrated = 0
         """How many pages have moved out of blocks that went offline, or tried to."""
 
@@ -170,8 +169,6 @@ class Pages(Supply):
 
     def notice(self) -> None:
         """Let a stuck offline look again."""
-        with self.lock:
-            self.generation += 1
         self.changed.wake_up()
 
     # -- what users of memory call: chunks

@@ -7,21 +7,19 @@ a cycle in it means is said in :mod:`memhp.locking.lockgraph`.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from typing import TYPE_CHECKING
 
 from memhp.errors import InvalidInput
 from memhp.locking.lockgraph import Cycle, Edge, LockGraph, Site, Take
 from memhp.locking.lockreport import Report
-from memhp.locking.switch import Mode
+from memhp.locking.switch import Mode, controlled
 
 if TYPE_CHECKING:
     from memhp.locking.switch import Held, Lock, Task
 
 __all__ = ["Lockdep"]
 
-_log = logging.getLogger("memhp.lockdep")
 _MAX_CHAINS = 1 << 16
 _SUBCLASSES = 8
 _signs = itertools.count(1)
@@ -160,17 +158,25 @@ class Lockdep:
             report = Report("circular", cycle)
             if cycle.unwritten:
                 self._warned[classes] = report
-                _log.info("%s", report)
+                _tell("info", report)
                 continue
             self._warned.pop(classes, None)
             self._reported.add(classes)
             self._report(report)
         if self.graph.truncated and not was:
-            _log.warning("lockdep: there are too many ways from lock to lock; some cycles may not be found")
+            _tell("warning", "lockdep: there are too many ways from lock to lock; some cycles may not be found")
 
     def _report(self, report: Report) -> None:
         self.reports.append(report)
-        _log.warning("%s", report)
+        _tell("warning", report)
+
+
+def _tell(level: str, what: object) -> None:
+    if controlled():
+        return  # whoever decides who runs hears it from the reports
+    import logging  # noqa: PLC0415 - takes longer than all of the locks, and most have nothing to say
+
+    getattr(logging.getLogger("memhp.lockdep"), level)("%s", what)
 
 
 def _situation(task: Task, held: list[Held]) -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:

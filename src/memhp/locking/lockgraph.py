@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from types import CodeType
 
 from memhp.locking.switch import Mode
@@ -74,7 +73,9 @@ def _short(file: str) -> str:
     return file.removeprefix(root)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Plain classes from here on, no dataclasses: importing these is half of what it takes to import the locks.
+
+
 class Take:
     """One acquisition of a lock.
 
@@ -82,14 +83,18 @@ class Take:
         name: of the lock.
         lock_class: of the lock.
         subclass: the nesting level at which it was taken.
+        mode: how.
         site: where, if that is known.
     """
 
-    name: str
-    lock_class: str
-    subclass: int
-    mode: Mode
-    site: Site | None
+    __slots__ = ("lock_class", "mode", "name", "site", "subclass")
+
+    def __init__(self, name: str, lock_class: str, subclass: int, mode: Mode, site: Site | None) -> None:
+        self.name = name
+        self.lock_class = lock_class
+        self.subclass = subclass
+        self.mode = mode
+        self.site = site
 
     @property
     def key(self) -> str:
@@ -97,23 +102,35 @@ class Take:
         return f"{self.lock_class}/{self.subclass}" if self.subclass else self.lock_class
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Edge:
     """``after`` was taken while ``before`` was held.
 
     Attributes:
+        before: how that one was taken.
+        after: how this one was.
         task: who did it.
         held: what it held, by name.
         alone: classes of all locks that it held in write mode, ``before`` too, as far as they have one lock each.
         shared: the same for locks that it held in read modes only.
     """
 
-    before: Take
-    after: Take
-    task: str
-    held: tuple[str, ...] = ()
-    alone: frozenset[str] = frozenset()
-    shared: frozenset[str] = frozenset()
+    __slots__ = ("after", "alone", "before", "held", "shared", "task")
+
+    def __init__(
+        self,
+        before: Take,
+        after: Take,
+        task: str,
+        held: tuple[str, ...] = (),
+        alone: frozenset[str] = frozenset(),
+        shared: frozenset[str] = frozenset(),
+    ) -> None:
+        self.before = before
+        self.after = after
+        self.task = task
+        self.held = held
+        self.alone = alone
+        self.shared = shared
 
     def covers(self, other: Edge) -> bool:
         """Say whether it allows every cycle that ``other`` allows; both are between the same classes."""
@@ -132,13 +149,12 @@ class Edge:
 
     def without_gate(self, lock_class: str) -> Edge:
         """Give the edge as it is when ``lock_class`` turns out to be no gate."""
-        return replace(self, alone=self.alone - {lock_class}, shared=self.shared - {lock_class})
+        return Edge(self.before, self.after, self.task, self.held, self.alone - {lock_class}, self.shared - {lock_class})
 
 
 _STRENGTH = {Mode.RECURSIVE_READ: 0, Mode.READ: 1, Mode.WRITE: 2}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Cycle:
     """An order of lock classes that can deadlock: each edge takes what the next one holds, the last what the first holds.
 
@@ -147,8 +163,11 @@ class Cycle:
         unwritten: classes that somebody would have to write for it to deadlock, and nobody was seen to write.
     """
 
-    edges: tuple[Edge, ...]
-    unwritten: tuple[str, ...] = ()
+    __slots__ = ("edges", "unwritten")
+
+    def __init__(self, edges: tuple[Edge, ...], unwritten: tuple[str, ...] = ()) -> None:
+        self.edges = edges
+        self.unwritten = unwritten
 
     @property
     def classes(self) -> tuple[str, ...]:

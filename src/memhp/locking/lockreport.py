@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from memhp.locking.lockgraph import Cycle, Edge, Site, Take, behind_writer
 from memhp.locking.switch import Mode
@@ -11,7 +10,6 @@ from memhp.locking.switch import Mode
 __all__ = ["Report"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """One lock order that could deadlock.
 
@@ -21,9 +19,12 @@ class Report:
         why: of a recursion, why it is one.
     """
 
-    kind: str
-    cycle: Cycle
-    why: str = ""
+    __slots__ = ("cycle", "kind", "why")
+
+    def __init__(self, kind: str, cycle: Cycle, why: str = "") -> None:
+        self.kind = kind
+        self.cycle = cycle
+        self.why = why
 
     @property
     def task(self) -> str:

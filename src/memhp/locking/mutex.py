@@ -174,13 +174,20 @@ class WaitQueue:
     Nobody owns it, so a wait in it is never called endless; the signal of the waiting task ends it.
     """
 
-    __slots__ = ("_asleep", "_queue", "name")
+    __slots__ = ("_asleep", "_queue", "name", "wakes")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._queue: collections.deque[Waiter] = collections.deque()
         self._asleep: set[Task] = set()
         """Who waits under a scheduler."""
+        self.wakes = 0
+        """How often it was woken."""
+
+    def look(self) -> int:
+        """Give how often it was woken so far: who then waits until :attr:`wakes` is another number misses no wake-up."""
+        switch.point(Op.WAIT, self)
+        return self.wakes
 
     def blockers(self, task: Task, op: Op) -> Iterable[Task]:
         """Give nobody: who will wake a queue can't be known."""
@@ -221,6 +228,7 @@ class WaitQueue:
         """Let every waiter look at its condition again."""
         switch.point(Op.WAKE, self)
         with switch.guard:
+            self.wakes += 1
             self._asleep.clear()
             while self._queue:
                 self._queue.popleft().wake()

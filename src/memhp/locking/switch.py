@@ -77,6 +77,8 @@ class Op(enum.Enum):
     READ = "read"
     WRITE = "write"
     SWAP = "compare and swap"
+    START = "start"
+    JOIN = "join"
 
 
 class Lock(Protocol):

@@ -406,7 +406,7 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
 def _expectations(value: Value) -> Expectations:
     if not value.is_mapping:
         return Expectations(value.line, result=_result(value))
-    fields = value.fields(("result", "text", "trace", "uevents", "files", "blocks", "lockdep"))
+    fields = value.fields(("result", "text", "trace", "uevents", "files", "blocks", "lockdep", "order"))
     return Expectations(
         line=value.line,
         result=_result(fields["result"]) if "result" in fields else None,
@@ -416,6 +416,7 @@ def _expectations(value: Value) -> Expectations:
         files=tuple((key.text(), given.text()) for key, given in fields["files"].items()) if "files" in fields else (),
         blocks=tuple((words.blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
         lockdep=fields["lockdep"].number() if "lockdep" in fields else None,
+        as_written="order" in fields and fields["order"].choice(("any", "written")) == "written",
     )
 
 

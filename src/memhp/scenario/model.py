@@ -131,6 +131,8 @@ class Expectations:
     files: tuple[tuple[str, str], ...] = ()
     blocks: tuple[tuple[Selection, str], ...] = ()
     lockdep: int | None = None
+    as_written: bool = False
+    """Whether it is meant for the order in which the steps are written, and for no other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memhp.explore.execution import Diverged, Execution, Step
+from memhp.explore.execution import Execution
+from memhp.explore.fibers import Step, thread_of
 from memhp.explore.happens import History, Race, absorb, not_after
-from memhp.explore.ops import CHOOSE
-from memhp.explore.strategies import Promise
+from memhp.explore.ops import CHOOSE, START
+from memhp.explore.strategies import reduction
 
 __all__ = ["Optimal"]
 
@@ -28,94 +29,48 @@ class Branch:
         self.branches: list[Branch] = []
 
 
-class Node:
-    """One place of the execution on the stack: what is to be tried there, and who sleeps."""
+class Node(reduction.Node):
+    """What is to be tried at one place: a wakeup tree. Its first branch is under way."""
 
-    __slots__ = ("asleep", "branches", "is_choice")
+    __slots__ = ("branches",)
 
     def __init__(self, asleep: list[Step], branches: list[Branch], *, is_choice: bool = False) -> None:
-        self.asleep = asleep
-        """Steps with which everything that can begin was explored already."""
+        super().__init__(asleep, is_choice=is_choice)
         self.branches = branches
-        """The first one is under way."""
-        self.is_choice = is_choice
+
+    @property
+    def task(self) -> int:
+        """Whose step is under way."""
+        return self.branches[0].step.task
+
+    @property
+    def number(self) -> int:
+        """The number that is tried, at a choice."""
+        return self.branches[0].step.choice
+
+    @property
+    def step(self) -> Step:
+        """The step that is under way."""
+        return self.branches[0].step
+
+    @step.setter
+    def step(self, step: Step) -> None:
+        self.branches[0].step = step
+
+    def drop(self) -> bool:
+        """Take away the first branch."""
+        self.branches.pop(0)
+        return bool(self.branches)
 
 
-class Optimal:
+class Optimal(reduction.Reduction[Node]):
     """Plays one execution of each class, by optimal DPOR with wakeup trees."""
 
-    promise = Promise.COMPLETE
     name = "optimal"
 
-    def __init__(self) -> None:
-        self._stack: list[Node] = []
-        self._history = History(0)
-        self._depth = 0
-        self._begun = False
-
-    def more(self) -> bool:
-        """Go back to the last place where something is left to try."""
-        if not self._begun:
-            return True
-        while self._stack:
-            node = self._stack[-1]
-            done = node.branches.pop(0)
-            if not node.is_choice:
-                node.asleep.append(done.step)
-            if node.branches:
-                break
-            self._stack.pop()
-        self._depth = 0
-        return bool(self._stack)
-
-    def begin(self, execution: Execution) -> None:
-        """Keep what is known of the steps that will be played again."""
-        if not self._begun:
-            self._begun = True
-            self._history = History(len(execution.fibers))
-        self._history.cut(max(0, len(self._stack) - 1))
-
-    def pick(self, execution: Execution) -> int | None:
-        """Follow the stack, then the wakeup tree, then whoever can go on."""
-        depth = self._depth
-        if depth == len(self._stack):
-            node = self._grow(execution)
-            if node is None:
-                return None
-            self._stack.append(node)
-        else:
-            node = self._stack[depth]
-        step = node.branches[0].step
-        found = execution.fibers[step.task].label
-        if found is None or not step.same(found):
-            raise Diverged(depth + 1, repr(step), repr(found))
-        self._depth += 1
-        return step.task
-
-    def choose(self, execution: Execution, task: int, options: int) -> int:
-        """Try the numbers in order; one that a wakeup sequence asks for is the only one there."""
-        depth = self._depth
-        if depth == len(self._stack):
-            label = execution.announced(task)
-            asleep, branches = self._inherited(execution)
-            if not branches:
-                branches = [Branch(_chosen(label, number)) for number in range(options)]
-            self._stack.append(Node(asleep, branches, is_choice=True))
-        self._depth += 1
-        return self._stack[depth].branches[0].step.choice
-
-    def _inherited(self, execution: Execution) -> tuple[list[Step], list[Branch]]:
-        # What sleeps after a step is what slept before it and doesn't depend on it.
-        if not self._stack:
-            return [], []
-        above = self._stack[-1]
-        last = execution.trace[-1]
-        asleep = [step for step in above.asleep if step.task != last.task and absorb(step, (last,)) is not None]
-        return asleep, above.branches[0].branches
-
     def _grow(self, execution: Execution) -> Node | None:
-        asleep, branches = self._inherited(execution)
-        if branches:
+        asleep = self._asleep(execution)
+        if branches := self._planned():
             return Node(asleep, branches)
         sleepers = {step.task for step in asleep}
         able = execution.enabled()
@@ -131,19 +86,16 @@ class Optimal:
         last = execution.trace[-1].task if execution.trace else -1
         return [last, *able] if last in able else able
 
-    def end(self, execution: Execution) -> None:
-        """Find the races, and note what remains to be tried."""
-        history = self._history
-        for known, step in zip(history.steps, execution.trace, strict=False):
-            step.clock = known.clock
-        for place in range(len(history.steps), len(execution.trace)):
-            step = execution.trace[place]
-            history.add(step)
-            self._stack[place].branches[0].step = step
-        waiting = [race for step in execution.waiting() for race in history.look(step)]
-        for races in [*history.races, waiting]:
-            for race in races:
-                self._turn_round(history, race)
+    def _fork(self, execution: Execution, task: int, options: int) -> Node:
+        # A number that a wakeup sequence asks for is the only one there.
+        branches = self._planned()
+        if not branches:
+            label = execution.announced(task)
+            branches = [Branch(_chosen(label, number)) for number in range(options)]
+        return Node(self._asleep(execution), branches, is_choice=True)
+
+    def _planned(self) -> list[Branch]:
+        return self._stack[-1].branches[0].branches if self._stack else []
 
     def _turn_round(self, history: History, race: Race) -> None:
         node = self._stack[race.first]
@@ -177,9 +129,13 @@ def _choices_first(sequence: Sequence[Step]) -> Sequence[Step]:
     lost = [
         step
         for place, step in enumerate(sequence)
-        if step.kind == CHOOSE and not any(other.task == step.task for other in sequence[:place])
+        if step.kind == CHOOSE and not any(_leads_to(other, step.task) for other in sequence[:place])
     ]
     return [*lost, *(step for step in sequence if step not in lost)] if lost else sequence
+
+
+def _leads_to(step: Step, task: int) -> bool:
+    return step.task == task or (step.kind == START and thread_of(step.obj) == task)
 
 
 def _chosen(label: Step, number: int) -> Step:
