@@ -12,6 +12,8 @@ from memhp.events import MemoryAction
 from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
+from memhp.scenario.devices import STEPS as DEVICE_STEPS
+from memhp.scenario.devices import Devices, decode_virtio_mem
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -21,6 +23,7 @@ from memhp.scenario.model import (
     Scenario,
     Selection,
     Step,
+    VirtioMem,
     errno_number,
     parse_answer,
 )
@@ -44,7 +47,7 @@ _DESCRIPTION = (
     "acpi_tables",
     "memory_probe",
 )
-_MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
+_MACHINE = (*_DESCRIPTION, "virtio_mem", "rules", "device_hotplug_lock", "from", "otherwise")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
@@ -99,7 +102,17 @@ def _machine(value: Value) -> MachineSpec:
         described["hypervisor"].boolean()
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
-    return MachineSpec(description, source, rules, lock)
+    virtio = fields.get("virtio_mem")
+    return MachineSpec(description, source, rules, lock, () if virtio is None else _virtio_mem(virtio, description))
+
+
+def _virtio_mem(value: Value, description: dict[str, Any]) -> tuple[VirtioMem, ...]:
+    if not description:
+        value.fail("no device beside `from` without `otherwise`")
+    machine = Machine.boot(**description)
+    devices = decode_virtio_mem(value, len(machine.nodes), machine.block_size)
+    value.checked(lambda: Devices(machine, devices))
+    return devices
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:
@@ -378,6 +391,7 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "load": _load,
     "unload": _unload,
     "signal": _named("signal"),
+    **DEVICE_STEPS,
     "note": _note,
 }
 
