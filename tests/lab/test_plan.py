@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from memhp.errors import ScenarioError
 from memhp.kernel import NodeSpec
 from memhp.lab.plan import Injection, Plan, make_plan
-from memhp.lab.qemu import Shape
+from memhp.lab.qemu import Shape, VirtioMem
 from memhp.scenario import load
 
 GIB = 1 << 30
@@ -46,6 +47,16 @@ steps:
     )
 
 
+def test_a_plan_with_devices(tmp_path: Path) -> None:
+    """Sockets and virtio-mem devices go into the shape; only who takes a CPU out needs a thread for each."""
+    text = "machine: {nodes: [{memory: 1GiB, cpus: 1, possible_cpus: 2}], virtio_mem: [{size: 1GiB}]}\nsteps: [{plug_cpu: 1}]\n"
+    shape = Shape((NodeSpec(GIB, 1, possible_cpus=2),), virtio=(VirtioMem(0, GIB),))
+    assert plan(tmp_path, text).shape == shape
+    assert plan(tmp_path, text.replace("{plug_cpu: 1}", "{plug_cpu: 1}, {unplug_cpu: 1}")).shape == replace(
+        shape, gives_cpus=True
+    )
+
+
 MACHINE = "machine: {nodes: [1GiB, 0]}\n"
 
 
@@ -76,6 +87,12 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         (MACHINE + "steps:\n  - remove: 1\n", 3, "unplug, because a stock kernel is asked to remove memory by a DIMM alone"),
         (MACHINE + "callbacks: {a: {}}\nsteps:\n  - unload: notifier-error-inject\n", 4, "no module beside callbacks"),
         ("machine:\n  nodes: [1GiB]\n  slots: 0\nsteps: []\n", 3, "at least one slot"),
+        (
+            "machine:\n  nodes: [1GiB]\n  virtio_mem: [{size: 1GiB}]\nsteps:\n  - plug: {name: vm0, size: 1GiB}\n",
+            5,
+            "another name: a virtio-mem device has it",
+        ),
+        (MACHINE + "steps:\n  - plug_cpu: 1\n  - unplug_cpu: 1\n  - plug_cpu: 1\n", 5, "QEMU 7.2 does not survive that"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:

@@ -60,7 +60,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
         },
     },
     {
-        "nodes": [{"memory": "512MiB", "cpus": 2}, {"memory": "128MiB", "cpus": 1}, {"cpus": 1, "possible_cpus": 3}],
+        "nodes": [{"memory": "512MiB", "cpus": 2}, {"cpus": 1, "possible_cpus": 2}],
         "parameters": {"memhp_default_state": "offline"},
     },
 )

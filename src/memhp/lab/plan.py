@@ -205,6 +205,9 @@ def _check(step: Step, scenario: Scenario, where: _Where) -> None:
         where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
     if step.verb not in _VERBS:
         where.refuse(step.verb, step.line, f"one of the steps {', '.join(_VERBS)} for a real kernel", f"steps: {step.shown}")
+    if step.verb == "plug" and step.arguments["name"] in {device.name for device in scenario.machine.virtio}:
+        expected = "another name: a virtio-mem device has it"
+        where.refuse(step.arguments["name"], step.line, expected, f"steps: {step.shown}")
     if step.thread:
         where.refuse(step.thread, step.line, "no thread: the steps of a guest come one after the other", f"steps: {step.shown}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memhp.errors import HotplugError
 from memhp.events import MemoryAction
 from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
@@ -111,7 +112,10 @@ def _virtio_mem(value: Value, description: dict[str, Any]) -> tuple[VirtioMem, .
         value.fail("no device beside `from` without `otherwise`")
     machine = Machine.boot(**description)
     devices = decode_virtio_mem(value, len(machine.nodes), machine.block_size)
-    value.checked(lambda: Devices(machine, devices))
+    try:
+        Devices(machine, devices)
+    except HotplugError as error:
+        value.fail(f"devices that the machine can have ({error.strerror})")
     return devices
 
 
