@@ -46,7 +46,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline", "memory_hotplug.memmap_on_memory": "Y"}},
     {
         "nodes": ["512MiB", 0],
-        "virtio_mem": [{"size": "1GiB", "node": 1, "requested": "160MiB"}],
+        "virtio_mem": [{"size": "3GiB", "node": 1, "requested": "160MiB"}],
         "parameters": {"memhp_default_state": "offline"},
     },
     {
@@ -60,14 +60,14 @@ SHAPES: tuple[dict[str, Any], ...] = (
         },
     },
     {
-        "nodes": [{"memory": "512MiB", "cpus": 2}, {"cpus": 1, "possible_cpus": 2}],
+        "nodes": [{"memory": "512MiB", "cpus": 1, "possible_cpus": 2}, {"cpus": 1, "possible_cpus": 2}],
         "parameters": {"memhp_default_state": "offline"},
     },
 )
 """The machines of generated scenarios."""
 
 _TYPES = ("online", "online", "online_kernel", "online_movable", "online_movable")
-_TYPES_FOR_DRIVERS = (*_TYPES, *("online_movable",) * 12)
+_TYPES_FOR_DRIVERS = (*_TYPES, *("online_movable",) * 6)
 """A driver can take back only what the kernel does not use."""
 _EJECT = "/sys/bus/acpi/devices/{}/eject"
 _EJECTS = ("1", "1", "1", "1", "10", "0", "x", "")

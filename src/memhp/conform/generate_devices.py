@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memhp.errors import HotplugError, InvalidInput
-from memhp.kernel import Machine
+from memhp.kernel import BlockState, Machine
 from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
 from memhp.units import parse_size
@@ -59,9 +59,9 @@ class DeviceSteps:
         self.kinds: tuple[tuple[int, Maker], ...] = ((2, self._huge_pages),)
         """Weights, and what makes a step or says that it can't now."""
         if self._specs:
-            self.kinds += ((16, self._resize),)
+            self.kinds += ((12, self._resize), (2, self._mix), (2, self._overfill))
         if self._sockets > 1:
-            self.kinds += ((14, self._cpu), (1, self._plug_cpu), (1, self._cpu_uevent))
+            self.kinds += ((14, self._cpu), (3, self._plug_cpu), (1, self._cpu_uevent))
 
     def settle(self) -> None:
         """Let the drivers work, as they do after a step; the next steps clear up what they would try again in 50 s."""
@@ -94,12 +94,44 @@ class DeviceSteps:
         drivers = [devices.drivers[spec.name] for devices in self._devices]
         if any(size < driver.plugged for driver in drivers) and self._holds_what_is_used():
             return None
-        self._mark()
+        grows = any(size > driver.plugged for driver in drivers)
+        if grows:
+            self._mark()
         for devices in self._devices:
             with contextlib.suppress(HotplugError, InvalidInput):
                 devices.resize(spec.name, size)
-        self._mark()
+        if grows:
+            self._mark()
         return {"resize": {"name": spec.name, "size": f"{size >> 20}MiB"}}
+
+    def _mix(self) -> Step | None:
+        # Which blocks go first depends on their zones; the next growth would take the choice away.
+        spec, offline = self.random.choice(self._specs), self._own(BlockState.OFFLINE)
+        if len(offline) < 2 or self._holds_what_is_used():
+            return None
+        kernel, movable = self.random.sample(offline, 2)
+        unit, has = spec.block or 2 << 20, self._devices[0].drivers[spec.name].plugged
+        self.next = [
+            lambda: self._write(f"memory{movable}/state", "online_movable"),
+            lambda: self._ask(spec, self.random.randrange(0, has // 2 + unit, unit)),
+        ]
+        return self._write(f"memory{kernel}/state", "online_kernel")
+
+    def _overfill(self) -> Step | None:
+        # More than may be offline; then some comes online, too little for the driver to go on, and some of that goes again.
+        spec = self.random.choice(self._specs)
+        self.next = [
+            *(lambda: self._switch(BlockState.OFFLINE, "online_movable") for _ in range(self.random.choice((2, 3)))),
+            lambda: self._switch(BlockState.ONLINE, "offline"),
+        ]
+        return self._ask(spec, spec.size)
+
+    def _switch(self, state: BlockState, word: str) -> Step | None:
+        blocks = [number for number in self._own(state) if number not in self._used]
+        return self._write(f"memory{self.random.choice(blocks)}/state", word) if blocks else None
+
+    def _own(self, state: BlockState) -> list[int]:
+        return [number for number, block in self._machines[0].blocks.items() if self.owns(number) and block.state is state]
 
     def _holds_what_is_used(self) -> bool:
         return any(self.owns(number) for number in self._used)
@@ -127,7 +159,8 @@ class DeviceSteps:
         return self._write(f"/sys/devices/system/cpu/cpu{number}/uevent", self.random.choice(("change", "add", "bogus")))
 
     def _plug_cpu(self) -> Step:
-        number = self.random.randrange(self._sockets + 1)
+        wrong = self.random.random() < _WRONG
+        number = self.random.choice((0, self._sockets)) if wrong else self.random.randrange(self._at_boot, self._sockets)
         for machine in self._machines:
             with contextlib.suppress(HotplugError):
                 machine.sockets.plug(number)
