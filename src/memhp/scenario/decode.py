@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memhp.errors import HotplugError
 from memhp.events import MemoryAction
 from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
 from memhp.scenario.devices import STEPS as DEVICE_STEPS
-from memhp.scenario.devices import Devices, decode_virtio_mem
+from memhp.scenario.devices import decode_virtio_mem
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -24,7 +23,6 @@ from memhp.scenario.model import (
     Scenario,
     Selection,
     Step,
-    VirtioMem,
     errno_number,
     parse_answer,
 )
@@ -104,19 +102,7 @@ def _machine(value: Value) -> MachineSpec:
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
     virtio = fields.get("virtio_mem")
-    return MachineSpec(description, source, rules, lock, () if virtio is None else _virtio_mem(virtio, description))
-
-
-def _virtio_mem(value: Value, description: dict[str, Any]) -> tuple[VirtioMem, ...]:
-    if not description:
-        value.fail("no device beside `from` without `otherwise`")
-    machine = Machine.boot(**description)
-    devices = decode_virtio_mem(value, len(machine.nodes), machine.block_size)
-    try:
-        Devices(machine, devices)
-    except HotplugError as error:
-        value.fail(f"devices that the machine can have ({error.strerror})")
-    return devices
+    return MachineSpec(description, source, rules, lock, () if virtio is None else decode_virtio_mem(virtio, description))
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:

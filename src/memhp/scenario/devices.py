@@ -26,13 +26,26 @@ Decoded = tuple[dict[str, Any], str]
 # -- decoding
 
 
-def decode_virtio_mem(value: Value, nodes: int, block_size: int) -> tuple[VirtioMem, ...]:
-    """Read the devices of a machine with so many nodes, and memory blocks of so many bytes.
+def decode_virtio_mem(value: Value, description: dict[str, Any]) -> tuple[VirtioMem, ...]:
+    """Read the devices of a machine, whose description is known to be right; none if it is read from files.
 
     Raises:
-        ScenarioError: a malformed one.
+        ScenarioError: a malformed one, or the machine can't have them all.
     """
-    devices = tuple(_device(given, number, nodes, block_size) for number, given in enumerate(value.elements()))
+    if not description:
+        value.fail("no device beside `from` without `otherwise`")
+    machine = Machine.boot(**description)
+    devices = _read(value, machine)
+    try:
+        Devices(machine, devices)
+    except HotplugError as error:
+        value.fail(f"devices that the machine can have ({error.strerror})")
+    return devices
+
+
+def _read(value: Value, machine: Machine) -> tuple[VirtioMem, ...]:
+    nodes, size = len(machine.nodes), machine.block_size
+    devices = tuple(_device(given, number, nodes, size) for number, given in enumerate(value.elements()))
     names = [device.name for device in devices]
     for given, name in zip(value.elements(), names, strict=True):
         if names.count(name) > 1:
