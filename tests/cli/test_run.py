@@ -340,7 +340,7 @@ def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n  - onlin: 32\n")
     verbs = (
         "plug, unplug, add, group, ungroup, remove, online, offline, write, read, allocate, free, pin, unpin, register, "
-        "unregister, load, unload, signal, note"
+        "unregister, load, unload, signal, resize, plug_cpu, unplug_cpu, note"
     )
     assert ran == (
         2,
