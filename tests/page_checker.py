@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from memhp import Machine
-from memhp.kernel.buddy import Section
 from memhp.kernel.holdings import Holding
 from memhp.kernel.kinds import MAX_ORDER, MigrateType
+from memhp.kernel.section import Section
 from memhp.kernel.zones import Zone
 from memhp.units import PAGES_PER_SECTION, Pfn
 

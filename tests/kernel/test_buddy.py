@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from memhp import Machine
-from memhp.kernel.buddy import PAGEBLOCK, Buddy, Section, aligned, chunks_of, runs_of
+from memhp.kernel.buddy import Buddy
 from memhp.kernel.kinds import MAX_ORDER, MigrateType
+from memhp.kernel.section import PAGEBLOCK, Section, aligned, chunks_of, runs_of
 from memhp.units import PAGES_PER_SECTION, Pfn
 from support import Boot
 

@@ -85,6 +85,14 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         (MACHINE + "steps:\n  - offline: 1\n    thread: admin\n", 3, "one after the other"),
         (MACHINE + "steps:\n  - add: {size: 128MiB}\n", 3, "plug, because a stock kernel is asked to add memory by a DIMM alone"),
         (MACHINE + "steps:\n  - remove: 1\n", 3, "unplug, because a stock kernel is asked to remove memory by a DIMM alone"),
+        (
+            MACHINE + "steps:\n  - offline_and_remove: 1\n",
+            3,
+            "unplug, because a stock kernel is asked to remove memory by a DIMM",
+        ),
+        (MACHINE + "steps:\n  - offline: 1\n  - bind: {driver: xen}\n", 4, "a guest has no such device"),
+        (MACHINE + "steps:\n  - join: all\n", 3, "a real kernel brings its own participants"),
+        (MACHINE + "steps:\n  - fill: build\n", 3, "what fills a guest's memory is what runs in it"),
         (MACHINE + "callbacks: {a: {}}\nsteps:\n  - unload: notifier-error-inject\n", 4, "no module beside callbacks"),
         ("machine:\n  nodes: [1GiB]\n  slots: 0\nsteps: []\n", 3, "at least one slot"),
         (

@@ -78,9 +78,24 @@ def test_processes_don_t_change_the_results(small: Path) -> None:
     assert told == [(number, 8) for number in range(1, 9)]
 
 
+def test_processes_end_with_the_one_that_started_them(small: Path) -> None:
+    """It is killed after the first run; then nobody holds its output open any more."""
+    program = small.with_name("killed.py")
+    program.write_text(
+        "import os, signal, sys\nfrom memhp.study.plan import load_study\nfrom memhp.study.run import run_study\n"
+        "if __name__ == '__main__':\n"
+        "    study = load_study(sys.argv[1])\n"
+        "    run_study(study, jobs=2, done=lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    killed = subprocess.run([sys.executable, program, small], stdout=subprocess.PIPE, timeout=300, check=False)
+    assert (killed.returncode, killed.stdout) == (-9, b"")
+
+
 def test_dask_doesn_t_change_the_results(small: Path) -> None:
-    """A scheduler and a worker on this machine."""
-    study = load_study(small)
+    """A scheduler and a worker on this machine; a scenario's steps travel there, too."""
+    stepped = small.with_name("stepped.yaml")
+    stepped.write_text("study: x\nmachine: {nodes: [1GiB]}\nsteps: [{fill: build}, {offline: last 2}]\nseeds: 1-2\n")
+    studies = [load_study(small), load_study(stepped)]
     script = (
         "import sys\nfrom distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"
@@ -92,10 +107,10 @@ def test_dask_doesn_t_change_the_results(small: Path) -> None:
     with subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        rows = run_study(study, scheduler=address)
+        rows = [run_study(study, scheduler=address) for study in studies]
         assert process.stdin is not None
         process.stdin.close()
-    assert rows == run_study(study)
+    assert rows == [run_study(study) for study in studies]
 
 
 def test_the_command_writes_what_is_asked_for(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from memhp.cli.run import BAD_INPUT, HELD, INTERRUPTED, without_log
 from memhp.errors import InvalidInput
+from memhp.scenario import Scenario
 from memhp.study.output import FORMATS, Group, groups_of, write_results
 from memhp.study.plan import Study, load_study
 from memhp.study.run import run_study
@@ -22,9 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.description = (
         "Fill modelled machines with workloads and take their memory blocks offline, over seeds and parameters: what share "
-        "can go, what moves, what stops it. docs/study.md says how to write a study."
+        "can go, what moves, what stops it. A scenario's steps can come first. docs/study.md says how to write a study."
     )
-    parser.add_argument("file", metavar="FILE", help="the study")
+    parser.add_argument("file", metavar="FILE", help="the study, or a scenario to play with each seed")
+    parser.add_argument("--seeds", type=int, default=0, metavar="N", help="the seeds 1 to N; default: those of the study, or 1")
     parser.add_argument("--out", metavar="DIR", help="where results go; default: study-NAME, beside where you are")
     parser.add_argument(
         "--format", default="csv", metavar="LIST", help=f"which results to write, of {','.join(FORMATS)}; default: csv"
@@ -38,7 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the study; gives the exit code."""
     try:
-        study = load_study(options.file)
+        if options.seeds < 0:
+            raise InvalidInput(options.seeds, "--seeds", "a number of seeds, at least 1")
+        study = load_study(options.file, seeds=options.seeds)
         formats = tuple(name for name in options.format.split(",") if name)
         for name in formats:
             if name not in FORMATS:
@@ -94,3 +98,18 @@ def _print(study: Study, groups: list[Group], runs: int) -> None:
             f"{moved:5.1f}G  {stopped or 'nothing'}"
         )
     print()
+    if study.scenario is not None:
+        _print_steps(study.scenario, groups)
+
+
+def _print_steps(scenario: Scenario, groups: list[Group]) -> None:
+    # Where every step did as it was told and moved nothing there is nothing to say.
+    for group in groups:
+        ended = [(step, group.step(step.number)) for step in scenario.steps if step.verb != "note"]
+        lines = [f"  {step.number}. {step.shown}: {text}" for step, text in ended if text != "ok"]
+        unplayed = next((row["not played"] for row in group.rows if row["not played"]), "")
+        failed = sum(row["failed expectations"] > 0 for row in group.rows)
+        lines += [f"  expectations did not hold in {failed} of {len(group.rows)} runs"] if failed else []
+        lines += [f"  ended early: {unplayed}"] if unplayed else []
+        if lines:
+            print("\n".join([group.label, *lines, ""]))

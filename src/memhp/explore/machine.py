@@ -97,18 +97,18 @@ FIELDS = (
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
 
-REACHED_THROUGH_OTHERS = ("buddy.py", "chunks.py", "pagemap.py")
+REACHED_THROUGH_OTHERS = ("buddy.py", "chunks.py", "migratechunks.py", "pagemap.py", "section.py")
 """Modules whose objects are reached through declared fields alone, each of which counts as written by whoever gets it."""
 
 UNDECLARED = {
     "deferred": "of the task itself",
-    "errors": "counted, and looked at by people",
+    "errors migrated": "counted, and looked at by people",
     "_kept _listeners _seqnum": "uevents go out; nothing in the machine reads them",
     "_device_lock": "made once, whoever needs it first",
     "_active": "made once, whoever needs it first",
     "callback cause": "of an answer that its maker alone has",
-    "early ram nodes movable_node memmap_on_memory acpi five_level_paging physical_bits slots": "only while it boots",
-    "memory_probe at_boot": "only while it boots",
+    "early ram nodes movable_node memmap_on_memory acpi": "only while it boots",
+    "at_boot": "only while it boots",
     "_mounted": "only while it boots",
     "active": "set when the node is registered, before anybody knows it",
     "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",

@@ -21,6 +21,7 @@ __all__ = [
     "NodeSpec",
     "Parameters",
     "Plan",
+    "check_ram",
     "default_block_size",
     "online_type_of",
     "parse_policy",
@@ -278,14 +279,18 @@ def plan_from_spec(
     rules: Rules,
     hypervisor: bool = True,
     acpi_tables: object = 0,
+    slots: int = 16,
+    physical_bits: int = 46,
+    five_level_paging: bool = False,
+    memory_probe: bool = False,
 ) -> Plan:
     """Lay out RAM as a PC does: from address 0, with a hole from 3 GiB to 4 GiB, node after node.
 
     ``acpi_tables`` bytes at the end of RAM below that hole are the firmware's.
 
     Raises:
-        InvalidInput: no node, no memory, a size that is no multiple of the page size, or a block size that is no power of
-            two from 128 MiB on.
+        InvalidInput: no node, no memory, a size that is no multiple of the page size, a block size that is no power of
+            two from 128 MiB on, or something else that is malformed; with its place.
     """
     specs = [NodeSpec.of(node, f"nodes[{index}]") for index, node in enumerate(nodes)]
     for nid, spec in enumerate(specs):
@@ -301,7 +306,7 @@ def plan_from_spec(
         expected = f"a power of two from {format_size(SECTION_SIZE)} to {format_size(_MAX_BLOCK_SIZE)}"
         raise InvalidInput(block_size, "block_size", expected)
     begin = room_start(ram_end, size)
-    return Plan(
+    plan = Plan(
         block_size=size,
         nodes=list(specs),
         blocks=_blocks_of_ranges(_without_tables(ranges, acpi_tables), size),
@@ -311,7 +316,36 @@ def plan_from_spec(
         room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
         cpu_ids=_number_cpus(specs),
         sockets=_empty_sockets(specs),
+        slots=slots,
+        physical_bits=physical_bits,
+        five_level_paging=five_level_paging,
+        memory_probe=memory_probe,
     )
+    _check_options(plan, hypervisor=hypervisor)
+    return plan
+
+
+def _check_options(plan: Plan, *, hypervisor: bool) -> None:
+    if not isinstance(plan.slots, int) or isinstance(plan.slots, bool) or not 0 <= plan.slots <= 256:
+        raise InvalidInput(plan.slots, "slots", "a number from 0 to 256")
+    if not isinstance(plan.physical_bits, int) or not 36 <= plan.physical_bits <= 52:
+        raise InvalidInput(plan.physical_bits, "physical_bits", "a number from 36 to 52")
+    switches = {"five_level_paging": plan.five_level_paging, "memory_probe": plan.memory_probe, "hypervisor": hypervisor}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidInput(value, name, "true or false")
+
+
+def check_ram(plan: Plan) -> None:
+    """See that the CPU reaches all memory.
+
+    Raises:
+        InvalidInput: it ends beyond what the CPU can address.
+    """
+    last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
+    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
+    if last << PAGE_SHIFT > end:
+        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
 
 
 def _lay_out(specs: Sequence[NodeSpec]) -> list[tuple[int, int, int]]:

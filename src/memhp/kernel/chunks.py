@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.buddy import Section
 from memhp.kernel.holdings import Allocation, Holding, Place
 from memhp.kernel.kinds import HUGE_ORDER, MAX_ORDER, Leaving, MigrateType, PageKind
-from memhp.kernel.migrate import targets
-from memhp.kernel.pagemap import ON_CPU_LIST, TAIL, Page, PageArray, PageMap, Pfns, kinds_where, to_bits, to_places
+from memhp.kernel.pagemap import LEAVING, ON_CPU_LIST, TAIL, Page, PageArray, PageMap, Pfns, to_bits, to_places
+from memhp.kernel.section import Section
 from memhp.kernel.watermarks import batch_of, protection_of, watermarks_of
 from memhp.kernel.zones import Zone, ZoneType
 from memhp.units import PAGES_PER_SECTION, Pfn
@@ -34,7 +33,6 @@ _LARGEST_BATCH = 8
 _ORDINARY = frozenset({MigrateType.UNMOVABLE, MigrateType.MOVABLE, MigrateType.RECLAIMABLE})
 _REQUESTABLE = _ORDINARY | {MigrateType.HIGHATOMIC}
 _NOTHING: list[list[int]] = [[]] * 256
-_LEAVING = {leaving: kinds_where(leaving) for leaving in Leaving}
 
 
 class Chunks:
@@ -45,10 +43,11 @@ class Chunks:
         at_hand: for each kind, by its code, the list from which single pages of it are taken now.
         cpu_lock: guards the lists of pages at hand and what becomes of such pages; nothing waits while it is held.
         pinned: holdings that have pins.
+        pages: what it is a part of.
     """
 
     def __init__(self, pages: Pages, machine: Machine) -> None:
-        self._pages = pages
+        self.pages = pages
         self._machine = machine
         self.map = PageMap(self._end_pfn(), machine.pages_per_block)
         self.at_hand = _NOTHING
@@ -68,7 +67,7 @@ class Chunks:
         with self.cpu_lock:
             self.at_hand = _NOTHING
             self.map.forget()  # before their numbers are other sections'
-            used = [section for section in self._pages.buddy.sections.values() if section.singles]
+            used = [section for section in self.pages.buddy.sections.values() if section.singles]
             self.map.cover(self._end_pfn(), used)
 
     # -- taking
@@ -84,10 +83,10 @@ class Chunks:
         emergency: bool,
     ) -> Page:
         """Take one chunk, where none was at hand; see :meth:`~memhp.kernel.pages.Pages.alloc_pages`."""
-        self._pages.check(kind, node)
+        self.pages.check(kind, node)
         wanted = _migratetype(order, kind, migratetype)
-        with self._pages.lock:
-            zones = self._pages.zones(wanted, node)
+        with self.pages.lock:
+            zones = self.pages.zones(wanted, node)
             if order == 0 and wanted in _ORDINARY and not self._stopped:
                 at_hand: list[int] = []
                 while True:
@@ -112,11 +111,11 @@ class Chunks:
     def _refill(self, zones: list[Zone], wanted: MigrateType, owner: str, *, emergency: bool) -> list[int]:
         # rmqueue_bulk(): a batch of the first zone that has pages above its mark.
         for zone in self._passing(zones, 0, wanted, emergency=emergency):
-            at_hand = self._pages.buddy.lists_of(zone).cpu[wanted]
+            at_hand = self.pages.buddy.lists_of(zone).cpu[wanted]
             if at_hand:
                 return at_hand
             room = self._room(zone, wanted, 1, emergency=emergency)
-            taken = self._pages.buddy.take_many(zone, min(batch_of(zone) * self._factor, room), 0, wanted)
+            taken = self.pages.buddy.take_many(zone, min(batch_of(zone) * self._factor, room), 0, wanted)
             if taken:
                 self._factor = min(2 * self._factor, _LARGEST_BATCH)
                 found = np.concatenate([to_places(bits) + section.start_pfn for section, bits in taken])
@@ -131,7 +130,7 @@ class Chunks:
         raise self._too_few(1, 0, wanted, owner, zones)
 
     def _one(self, zones: list[Zone], order: int, wanted: MigrateType, kind: PageKind, owner: str, *, emergency: bool) -> Pfn:
-        buddy = self._pages.buddy
+        buddy = self.pages.buddy
         for zone in self._passing(zones, order, wanted, emergency=emergency):
             start = buddy.take(zone, order, wanted)
             if start is None and wanted is MigrateType.HIGHATOMIC:
@@ -149,20 +148,20 @@ class Chunks:
         section = self._section(start)
         place = start - section.start_pfn
         held = sum(
-            other.types.count(MigrateType.HIGHATOMIC) for other in self._pages.buddy.sections.values() if other.types is not None
+            other.types.count(MigrateType.HIGHATOMIC) for other in self.pages.buddy.sections.values() if other.types is not None
         )
         if held << HUGE_ORDER < zone.managed // 100 + (1 << HUGE_ORDER) and section.type_at(place) in _ORDINARY:
             section.set_type(place >> HUGE_ORDER, MigrateType.HIGHATOMIC)
-            self._pages.buddy.touch(section)
+            self.pages.buddy.touch(section)
 
     def _unreserve(self, zones: list[Zone]) -> bool:
         # unreserve_highatomic_pageblock(): before an allocation fails, the reserve goes back, a pageblock at a time.
-        for section in self._pages.buddy.sections.values():
+        for section in self.pages.buddy.sections.values():
             if section.types is not None and any(zone in zones for zone, _ in section.parts):
                 pageblock = section.types.find(MigrateType.HIGHATOMIC)
                 if pageblock >= 0:
                     section.set_type(pageblock, MigrateType.MOVABLE)
-                    self._pages.buddy.touch(section)
+                    self.pages.buddy.touch(section)
                     return True
         return False
 
@@ -170,16 +169,16 @@ class Chunks:
         self, nr_chunks: int, order: int, kind: PageKind, node: int | None, owner: str, *, emergency: bool
     ) -> PageArray:
         """Take many chunks; see :meth:`~memhp.kernel.pages.Pages.alloc_pages_bulk`."""
-        self._pages.check(kind, node)
+        self.pages.check(kind, node)
         if not isinstance(nr_chunks, int) or isinstance(nr_chunks, bool) or nr_chunks < 1:
             raise InvalidInput(nr_chunks, "alloc_pages_bulk: nr_chunks", "a number of chunks, at least 1")
         wanted = _migratetype(order, kind, None)
-        with self._pages.lock:
-            zones = self._pages.zones(wanted, node)
+        with self.pages.lock:
+            zones = self.pages.zones(wanted, node)
             taken = self.take(zones, nr_chunks, order, wanted, emergency=emergency)
             if sum(bits.bit_count() for _, bits in taken) >> order < nr_chunks:
                 for section, bits in taken:
-                    self._pages.buddy.give(section, bits)
+                    self.pages.buddy.give(section, bits)
                 raise self._too_few(nr_chunks, order, wanted, owner, zones)
             pfns = self._claimed(taken, order)
             with self.cpu_lock:
@@ -196,7 +195,7 @@ class Chunks:
             for zone in zones:
                 room = self._room(zone, wanted, mark, emergency=emergency) >> order
                 if missing and room > 0:
-                    part = self._pages.buddy.take_many(zone, min(missing, room), order, wanted)
+                    part = self.pages.buddy.take_many(zone, min(missing, room), order, wanted)
                     missing -= sum(bits.bit_count() for _, bits in part) >> order
                     taken += part
         return taken
@@ -218,7 +217,7 @@ class Chunks:
         return [zone for mark in marks for zone in zones if self._room(zone, wanted, mark, emergency=emergency) >= 1 << order]
 
     def _room(self, zone: Zone, wanted: MigrateType, mark: int, *, emergency: bool) -> int:
-        free = self._pages.buddy.free_in(zone)
+        free = self.pages.buddy.free_in(zone)
         if emergency:
             return free
         if zone not in self._marks:
@@ -230,7 +229,7 @@ class Chunks:
         return free - keep - reserves[highest]
 
     def _too_few(self, nr_chunks: int, order: int, wanted: MigrateType, owner: str, zones: list[Zone]) -> HotplugError:
-        free = sum(self._pages.buddy.free_in(zone) for zone in zones)
+        free = sum(self.pages.buddy.free_in(zone) for zone in zones)
         what = f"{nr_chunks} {wanted.label.lower()} chunks of order {order}"
         return HotplugError(errno.ENOMEM, f"{owner or 'somebody'} asked for {what}; {free} pages are free, with what zones keep")
 
@@ -243,7 +242,7 @@ class Chunks:
                 if page.freed or page.order or page.pins or self._stopped or page._map is not self.map:  # noqa: SLF001
                     return False
                 pfn: int = self.map.slots[page._slot]  # noqa: SLF001
-                section = self._pages.buddy.sections[pfn // PAGES_PER_SECTION]
+                section = self.pages.buddy.sections[pfn // PAGES_PER_SECTION]
                 if section.cpu_lists is None or section.types is not None or section.block.poisoned:
                     return False
                 at_hand = section.cpu_lists[MigrateType.MOVABLE]
@@ -251,7 +250,7 @@ class Chunks:
         except (AttributeError, KeyError):  # no chunk at all, or one that is lost
             return False
         if len(at_hand) > _AT_HAND_HIGH:
-            with self._pages.lock:
+            with self.pages.lock:
                 self._give(at_hand, len(at_hand) - _AT_HAND_HIGH // 2)
         return True
 
@@ -272,12 +271,12 @@ class Chunks:
             self._give_bits(number, to_bits(marked))
 
     def _give_bits(self, number: int, bits: int) -> None:
-        section = self._pages.buddy.sections[number]
-        self._pages.buddy.give(section, bits)
+        section = self.pages.buddy.sections[number]
+        self.pages.buddy.give(section, bits)
         section.singles -= bits.bit_count()
         for pfn in section.block.poisoned:  # bad hardware never goes back to the allocator
             if pfn // PAGES_PER_SECTION == number and bits >> pfn % PAGES_PER_SECTION & 1:
-                self._pages.occupy(Allocation(PageKind.POISONED, "memory failure"), section.block, pfn, 1)
+                self.pages.occupy(Allocation(PageKind.POISONED, "memory failure"), section.block, pfn, 1)
         if not section.singles:
             self.map.emptied(section)
 
@@ -285,7 +284,7 @@ class Chunks:
         """Give back all pages at hand (``drain_all_pages``); says how many. Called with the zone lock held."""
         count = 0
         self._factor = 1
-        for lists in self._pages.buddy.lists.values():
+        for lists in self.pages.buddy.lists.values():
             for at_hand in lists.cpu:
                 if at_hand:
                     count += self._give(at_hand, len(at_hand))
@@ -310,7 +309,7 @@ class Chunks:
             return
         if not isinstance(holding, Page) or holding._map is not self.map:  # noqa: SLF001
             raise InvalidInput(holding, "free", "what this machine allocated")
-        with self._pages.lock:
+        with self.pages.lock:
             if holding.freed:
                 raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
             self._unpin(holding)
@@ -319,13 +318,13 @@ class Chunks:
             if pfn is not None:
                 number = pfn // PAGES_PER_SECTION
                 self._give_bits(number, ((1 << (1 << holding.order)) - 1) << pfn % PAGES_PER_SECTION)
-        self._pages.notice()
+        self.pages.notice()
 
     def free_bulk(self, array: PageArray, pfns: Pfns | None) -> None:
         """Give chunks of an array back; see :meth:`~memhp.kernel.pages.Pages.free_pages_bulk`."""
         if not isinstance(array, PageArray) or array._map is not self.map:  # noqa: SLF001
             raise InvalidInput(array, "free", "what this machine allocated in bulk")
-        with self._pages.lock:
+        with self.pages.lock:
             if array.freed:
                 raise InvalidInput(str(array), "free", "an allocation that was not freed yet")
             chosen = array.pfns if pfns is None else np.asarray(pfns)
@@ -341,7 +340,7 @@ class Chunks:
                 array.freed = True
             if array.freed:
                 self._unpin(array)
-        self._pages.notice()
+        self.pages.notice()
 
     def _unpin(self, holding: Holding) -> None:
         if holding.pins:
@@ -353,8 +352,8 @@ class Chunks:
     def first_that(self, leaving: Leaving, block: MemoryBlock) -> list[Place]:
         """Give the first page of each section of a block that leaves like that."""
         found = []
-        for section in self._pages.buddy.sections_of(block):
-            pfn = self.map.first_in(section, _LEAVING[leaving]) if section.singles else None
+        for section in self.pages.buddy.sections_of(block):
+            pfn = self.map.first_in(section, LEAVING[leaving]) if section.singles else None
             holder = None if pfn is None else self.map.holder_of(pfn)
             if pfn is not None and holder is not None:
                 found.append(Place(pfn, block, holder))
@@ -362,12 +361,12 @@ class Chunks:
 
     def movable_in(self, start: int, end: int) -> int:
         """Count the movable pages from a page frame up to another."""
-        return int(np.count_nonzero(_LEAVING[Leaving.MIGRATES][self.map.kind[start:end]]))
+        return int(np.count_nonzero(LEAVING[Leaving.MIGRATES][self.map.kind[start:end]]))
 
     def kinds_in(self, block: MemoryBlock, start: int, end: int) -> dict[PageKind, int]:
         """Count the pages of each kind in a part of a block."""
         found: dict[PageKind, int] = {}
-        for section in self._pages.buddy.sections_of(block):
+        for section in self.pages.buddy.sections_of(block):
             low, high = max(start, section.start_pfn), min(end, section.start_pfn + PAGES_PER_SECTION)
             if section.singles and low < high:
                 counts = np.bincount(self.map.kind[low:high], minlength=256)
@@ -377,72 +376,10 @@ class Chunks:
 
     def states_in(self, block: MemoryBlock) -> Iterator[tuple[Pfn, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
         """Give, for each section with single pages: its first page, the code of each page's kind, and which go on a chunk."""
-        for section in self._pages.buddy.sections_of(block):
+        for section in self.pages.buddy.sections_of(block):
             if section.singles:
                 here = slice(section.start_pfn, section.start_pfn + PAGES_PER_SECTION)
                 yield section.start_pfn, self.map.kind[here], self.map.owner[here] == TAIL
-
-    def evacuate(self, block: MemoryBlock) -> list[Place]:
-        """Move the movable chunks of a block elsewhere; gives those that stay, or at least the first of them.
-
-        Raises:
-            PageRefusal: EBUSY: a driver's page that is still referenced.
-        """
-        held = self.first_that(Leaving.HELD, block) + self.first_that(Leaving.REFUSES, block)
-        if held:
-            raise self._pages.refusal(min(held, key=lambda place: place.start_pfn), "is still referenced")
-        stuck: list[Place] = []
-        for section in self._pages.buddy.sections_of(block):
-            if not section.singles:
-                continue
-            heads = self.map.heads_in(section, _LEAVING[Leaving.MIGRATES])
-            heads, pinned = self._without_pinned(heads)
-            stuck += self._places(block, pinned)
-            for holder, chunks in self.map.by_holder(heads):
-                for order, some in self._by_order(holder, chunks):
-                    stuck += self._places(block, self._migrate(block, section, holder, some, order))
-        return stuck
-
-    def _without_pinned(self, heads: Pfns) -> tuple[Pfns, Pfns]:
-        if not self.pinned or not len(heads):
-            return heads, heads[:0]
-        kept = np.zeros(len(heads), np.bool_)
-        for holding in self.pinned:
-            if isinstance(holding, PageArray):
-                kept |= self.map.owner[heads] == holding.id
-            elif isinstance(holding, Page) and holding.pfn is not None:
-                kept |= heads == holding.pfn
-        return heads[~kept], heads[kept]
-
-    def _by_order(self, holder: Holding | None, chunks: Pfns) -> list[tuple[int, Pfns]]:
-        if isinstance(holder, PageArray):
-            return [(holder.order, chunks)]
-        # Chunks held one by one may differ; nearly all are single pages.
-        ends = self.map.owner[np.minimum(chunks + 1, self.map.end_pfn - 1)] == TAIL
-        groups: dict[int, list[int]] = {}
-        for pfn in chunks[ends].tolist():
-            page = self.map.holder_of(pfn)
-            groups.setdefault(page.order if isinstance(page, Page) else 0, []).append(pfn)
-        return [(0, chunks[~ends]), *((order, np.array(pfns, np.int64)) for order, pfns in groups.items())]
-
-    def _migrate(self, block: MemoryBlock, section: Section, holder: Holding | None, old: Pfns, order: int) -> Pfns:
-        if not len(old):
-            return old
-        taken = self.take(targets(self._pages, block.nid), len(old), order, MigrateType.MOVABLE)
-        if not taken:
-            return old
-        new = self._claimed(taken, order)
-        moved = old[: len(new)]
-        with self.cpu_lock:
-            self.map.move(holder, moved, new, order)
-        marked = np.zeros(PAGES_PER_SECTION, np.bool_)
-        marked[((moved - section.start_pfn)[:, None] + np.arange(1 << order)).ravel()] = True
-        self._give_bits(section.nr, to_bits(marked))
-        return old[len(new) :]
-
-    def _places(self, block: MemoryBlock, pfns: Pfns) -> list[Place]:
-        holder = self.map.holder_of(Pfn(int(pfns[0]))) if len(pfns) else None
-        return [] if holder is None else [Place(Pfn(int(pfns[0])), block, holder)]
 
     # -- bad hardware
 
@@ -457,15 +394,16 @@ class Chunks:
         section = self._section(head)
         if not hard:
             block.isolated = True  # so that it moves to another block
-            self._pages.set_isolated([block], isolated=True)
+            self.pages.set_isolated([block], isolated=True)
             try:
                 order = holder.order if isinstance(holder, Page | PageArray) else 0
                 one = np.array([head], np.int64)
-                zones = self._pages.zones(MigrateType.MOVABLE, block.nid)
-                kept = self._move_one(section, holder, one, order, zones)
+                zones = self.pages.zones(MigrateType.MOVABLE, block.nid)
+                array = holder if isinstance(holder, PageArray) else None
+                kept = self.move(section, array, one, order, zones)
             finally:
-                self._pages.set_isolated([block], isolated=False)
-            return holder if kept else None
+                self.pages.set_isolated([block], isolated=False)
+            return holder if len(kept) else None
         with self.cpu_lock:
             order = self.map.lose(pfn)
         block.poisoned.discard(pfn)  # who asks for it takes it in a moment
@@ -473,18 +411,22 @@ class Chunks:
         block.poisoned.add(pfn)
         return None
 
-    def _move_one(self, section: Section, holder: Holding, old: Pfns, order: int, zones: list[Zone]) -> bool:
-        taken = self.take(zones, 1, order, MigrateType.MOVABLE)
+    def move(self, section: Section, holder: Holding | None, old: Pfns, order: int, zones: list[Zone]) -> Pfns:
+        """Move chunks of a section that one holder has, or that are held one by one; gives those for which there is no room."""
+        taken = self.take(zones, len(old), order, MigrateType.MOVABLE)
         if not taken:
-            return True
+            return old
         new = self._claimed(taken, order)
+        moved = old[: len(new)]
         with self.cpu_lock:
-            self.map.move(holder if isinstance(holder, PageArray) else None, old, new, order)
-        self._give_bits(section.nr, ((1 << (1 << order)) - 1) << int(old[0]) % PAGES_PER_SECTION)
-        return False
+            self.map.move(holder, moved, new, order)
+        marked = np.zeros(PAGES_PER_SECTION, np.bool_)
+        marked[((moved - section.start_pfn)[:, None] + np.arange(1 << order)).ravel()] = True
+        self._give_bits(section.nr, to_bits(marked))
+        return old[len(new) :]
 
     def _section(self, pfn: Pfn) -> Section:
-        return self._pages.buddy.sections[pfn // PAGES_PER_SECTION]
+        return self.pages.buddy.sections[pfn // PAGES_PER_SECTION]
 
 
 def _migratetype(order: object, kind: PageKind, given: object) -> MigrateType:

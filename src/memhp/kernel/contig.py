@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, PageRefusal
-from memhp.kernel.buddy import runs_of
 from memhp.kernel.holdings import Allocation, Extent, Place
 from memhp.kernel.kinds import Leaving, MigrateType
+from memhp.kernel.section import runs_of
 from memhp.units import Pfn
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import TracebackType
 
 from memhp.locking import Lockdep, Mode, Mutex, PercpuRwSemaphore, current
@@ -65,6 +67,24 @@ class Locks:
         self.mem_hotplug = PercpuRwSemaphore("mem_hotplug_lock", dep)
         self.mf = Mutex("mf_mutex", dep)
         self.pcp_batch_high = Mutex("pcp_batch_high_lock", dep)
+
+    @contextlib.contextmanager
+    def device_hotplug_sysfs(self) -> Iterator[None]:
+        """Hold device_hotplug_lock as a write to sysfs does: try, and restart the call when somebody has it.
+
+        For the handlers of files only. Waiting for it in one would deadlock with a removal, which holds it and waits for
+        writers to leave the file (``lock_device_hotplug_sysfs``).
+
+        Raises:
+            RestartSyscall: somebody has it; the file lets go of the device, waits, and calls the handler again.
+        """
+        lock = self.device_hotplug
+        if not lock.try_acquire():
+            raise RestartSyscall(lock)
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 class MemHotplug:

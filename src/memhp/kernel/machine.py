@@ -6,7 +6,7 @@ import contextlib
 import errno
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from memhp.abi.tree import Tree
@@ -17,8 +17,9 @@ from memhp.kernel import hotplug as core
 from memhp.kernel.acpi import AcpiMemory, Dimm, OstSource
 from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.add import MhpFlags
+from memhp.kernel.arguments import flags_of, number_of, online_type_of
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
-from memhp.kernel.boot import NodeSpec, Parameters, Plan, plan_from_spec
+from memhp.kernel.boot import NodeSpec, Parameters, Plan, check_ram, plan_from_spec
 from memhp.kernel.bringup import bringup
 from memhp.kernel.cpus import Cpus
 from memhp.kernel.devicememory import DeviceMemory
@@ -27,7 +28,8 @@ from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
-from memhp.kernel.locks import Locks, MemHotplug, RestartSyscall
+from memhp.kernel.locks import Locks, MemHotplug
+from memhp.kernel.lookup import Lookup
 from memhp.kernel.offlineremove import offline_and_remove_memory
 from memhp.kernel.onlinepage import OnlinePage
 from memhp.kernel.pages import PageKind, Pages
@@ -36,13 +38,13 @@ from memhp.kernel.sockets import Sockets
 from memhp.kernel.sysfs import SysfsTree
 from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
-from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
+from memhp.kernel.zones import Node, NodeState, Zone
 from memhp.locking import Lockdep, Task
 from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
 from memhp.locking.switch import ending_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr
 
 __all__ = ["Machine"]
 
@@ -60,7 +62,7 @@ def _request(method: Callable[Concatenate[Machine, P], R]) -> Callable[Concatena
     return request
 
 
-class Machine:
+class Machine(Lookup):
     """A machine whose memory can be added, brought online, taken offline and removed while it runs.
 
     Make one with :meth:`boot` or :meth:`from_tree`. Every request may be made from any thread; requests that change memory
@@ -96,7 +98,7 @@ class Machine:
         lockdep: bool | Lockdep = False,
     ) -> None:
         self.rules = Rules.of(rules)
-        _check_plan(plan)
+        check_ram(plan)
         self.dep = lockdep if isinstance(lockdep, Lockdep) else Lockdep() if lockdep else None
         self.locks = Locks(self.dep, device_hotplug_lock=device_hotplug_lock)
         self.memory_chain = NotifierChain(dep=self.dep)
@@ -189,19 +191,13 @@ class Machine:
             rules=Rules.of(rules),
             hypervisor=hypervisor,
             acpi_tables=acpi_tables,
+            slots=slots,
+            physical_bits=physical_bits,
+            five_level_paging=five_level_paging,
+            memory_probe=memory_probe,
         )
-        if not isinstance(slots, int) or isinstance(slots, bool) or not 0 <= slots <= 256:
-            raise InvalidInput(slots, "slots", "a number from 0 to 256")
-        if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
-            raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
-        switches = {"five_level_paging": five_level_paging, "memory_probe": memory_probe, "hypervisor": hypervisor}
-        for name, value in switches.items():
-            if not isinstance(value, bool):
-                raise InvalidInput(value, name, "true or false")
         if not isinstance(lockdep, bool | Lockdep):
             raise InvalidInput(lockdep, "lockdep", "true or false")
-        plan.slots, plan.physical_bits, plan.five_level_paging = slots, physical_bits, five_level_paging
-        plan.memory_probe = memory_probe
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
 
     @classmethod
@@ -222,15 +218,6 @@ class Machine:
         """
         plan = plan_from_tree(tree, rules=Rules.of(rules))
         return cls(plan, rules=rules, device_hotplug_lock=device_hotplug_lock, lockdep=lockdep)
-
-    def set_node_state(self, state: NodeState, nid: int, *, member: bool) -> None:
-        """Put a node into a mask or take it out; a new set each time, so that whoever reads the old one is undisturbed."""
-        mask = self.node_states[state]
-        self.node_states = {**self.node_states, state: mask | {nid} if member else mask - {nid}}
-
-    def new_block(self, block_id: BlockId, nid: int) -> MemoryBlock:
-        """Make a block that is not part of the machine yet."""
-        return MemoryBlock(block_id, nid, Pfn(block_id * self.pages_per_block), self.pages_per_block, self.dep)
 
     # -- the notifier
 
@@ -311,8 +298,12 @@ class Machine:
         """
         if name != SYSTEM_RAM:
             add.check_driver_name(name)
-        place = _number(nid, "nid", "the number of a node or group"), PhysAddr(_number(start, "start")), _number(size, "size")
-        how = _flags(flags)
+        place = (
+            number_of(nid, "nid", "the number of a node or group"),
+            PhysAddr(number_of(start, "start")),
+            number_of(size, "size"),
+        )
+        how = flags_of(flags)
         with self.locks.device_hotplug:
             return add.add_memory(self, *place, name, how)
 
@@ -345,7 +336,7 @@ class Machine:
             InvalidInput: not a range of whole blocks.
         """
         with self.locks.device_hotplug:
-            return add.remove_memory(self, PhysAddr(_number(start, "start")), _number(size, "size"))
+            return add.remove_memory(self, PhysAddr(number_of(start, "start")), number_of(size, "size"))
 
     @property
     def dimms(self) -> list[Dimm]:
@@ -369,8 +360,8 @@ class Machine:
             HotplugError: ENOSPC no free slot or not enough room, EEXIST overlaps a DIMM, EINVAL no such node, outside of the
                 room, or not a multiple of 2 MiB; nothing was changed.
         """
-        where = None if start is None else _number(start, "start")
-        dimm = self.acpi.insert(_number(node, "node", "the number of a node"), _number(size, "size"), where)
+        where = None if start is None else number_of(start, "start")
+        dimm = self.acpi.insert(number_of(node, "node", "the number of a node"), number_of(size, "size"), where)
         self.acpi.device_check(dimm)
         return dimm
 
@@ -397,8 +388,8 @@ class Machine:
         Raises:
             HotplugError: EINVAL, not whole blocks; and the first error of :meth:`device_offline` or :meth:`remove_memory`.
         """
-        place = PhysAddr(_number(start, "start"))
-        if _number(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
+        place = PhysAddr(number_of(start, "start"))
+        if number_of(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
             message = f"{place:#x} + {size:#x} bytes is not a range of whole blocks of {self.block_size:#x} bytes"
             raise HotplugError(errno.EINVAL, message)
         with self.locks.device_hotplug:
@@ -415,7 +406,7 @@ class Machine:
             HotplugError: ENODEV no such block; the errno of whatever went wrong. The block is offline as before.
             Vetoed: a callback refused.
         """
-        kind = _online_type(online_type)
+        kind = online_type_of(online_type)
         with self.locks.device_hotplug:
             block = self.block(block_id)
             block.online_type = kind
@@ -497,23 +488,9 @@ class Machine:
         """Hold cpu_hotplug_lock for reading and mem_hotplug_lock for writing (``mem_hotplug_begin``, ``mem_hotplug_done``)."""
         return MemHotplug(self.locks, interruptible=interruptible)
 
-    @contextlib.contextmanager
-    def device_hotplug_sysfs(self) -> Iterator[None]:
-        """Hold device_hotplug_lock as a write to sysfs does: try, and restart the call when somebody has it.
-
-        For the handlers of files only. Waiting for it in one would deadlock with a removal, which holds it and waits for
-        writers to leave the file (``lock_device_hotplug_sysfs``).
-
-        Raises:
-            RestartSyscall: somebody has it; the file lets go of the device, waits, and calls the handler again.
-        """
-        lock = self.locks.device_hotplug
-        if not lock.try_acquire():
-            raise RestartSyscall(lock)
-        try:
-            yield
-        finally:
-            lock.release()
+    def device_hotplug_sysfs(self) -> contextlib.AbstractContextManager[None]:
+        """Hold device_hotplug_lock as a write to sysfs does; see :meth:`memhp.kernel.locks.Locks.device_hotplug_sysfs`."""
+        return self.locks.device_hotplug_sysfs()
 
     # -- pages
 
@@ -527,84 +504,3 @@ class Machine:
     def free_pages(self, allocation: Holding) -> None:
         """Give pages back; see :meth:`memhp.kernel.pages.Pages.free`."""
         self.pages.free(allocation)
-
-    # -- looking things up
-
-    def block(self, block_id: int) -> MemoryBlock:
-        """Give a block by its id.
-
-        Raises:
-            HotplugError: ENODEV, there is none.
-        """
-        if not isinstance(block_id, int) or isinstance(block_id, bool):
-            raise InvalidInput(block_id, "block", "the id of a memory block, a number")
-        block = self.blocks.get(block_id)
-        if block is None:
-            raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
-        return block
-
-    def block_id_of(self, pfn: Pfn) -> BlockId:
-        """Give the id that the block with this page frame has, or would have."""
-        return BlockId(pfn // self.pages_per_block)
-
-    def zone(self, nid: int, kind: ZoneType | str) -> Zone:
-        """Give a zone of a node; by name as sysfs prints it, or by type.
-
-        Raises:
-            InvalidInput: no such node or zone.
-        """
-        if nid not in self.nodes:
-            raise InvalidInput(nid, "node", f"one of {format_ids(self.nodes)}")
-        for zone in self.nodes[nid].zones:
-            if kind in (zone.type, zone.type.label):
-                return zone
-        raise InvalidInput(kind, "zone", "DMA, DMA32, Normal or Movable")
-
-    def next_room(self, size: int) -> PhysAddr:
-        """Find the lowest address of the room for new memory where ``size`` bytes fit.
-
-        Raises:
-            HotplugError: ENOSPC, it doesn't fit anywhere.
-        """
-        start, room = self.room
-        place = start
-        for resource in self.iomem:
-            if resource.end >= place and resource.start < place + size:
-                place = -(-(resource.end + 1) // self.block_size) * self.block_size
-        if place + size > start + room:
-            raise HotplugError(errno.ENOSPC, f"no room for {format_size(size)} in the {format_size(room)} at {start:#x}")
-        return PhysAddr(place)
-
-    @property
-    def memory_total(self) -> int:
-        """Bytes of managed pages, as MemTotal counts them."""
-        return sum(zone.managed for node in self.nodes.values() for zone in node.zones) << PAGE_SHIFT
-
-
-def _check_plan(plan: Plan) -> None:
-    last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
-    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
-    if last << PAGE_SHIFT > end:
-        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
-
-
-def _number(value: object, where: str, expected: str = "a number of bytes") -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidInput(value, where, expected)
-    return value
-
-
-def _flags(value: MhpFlags | int) -> MhpFlags:
-    if not isinstance(value, int) or isinstance(value, bool) or value & ~sum(MhpFlags):
-        raise InvalidInput(value, "flags", f"members of MhpFlags: {', '.join(str(flag.name) for flag in MhpFlags)}")
-    return MhpFlags(value)
-
-
-def _online_type(value: OnlineType | str) -> OnlineType:
-    try:
-        kind = OnlineType(value)
-    except ValueError:
-        kind = OnlineType.OFFLINE
-    if kind is OnlineType.OFFLINE:
-        raise InvalidInput(value, "online_type", "online, online_kernel or online_movable")
-    return kind

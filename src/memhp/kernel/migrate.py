@@ -40,6 +40,7 @@ def migrate(pages: Pages, extent: Extent) -> bool:
         if kind is not PageKind.THP or pages.available(zones, PageKind.ANONYMOUS) < extent.nr_pages:
             return False
         kind = PageKind.ANONYMOUS
+    pages.migrated += extent.nr_pages
     pages.vacate(extent)
     pages.take(allocation, extent.nr_pages, zones, kind)
     return True
@@ -51,6 +52,7 @@ def _migrate_huge(pages: Pages, extent: Extent, zones: list[Zone]) -> bool:
     if free < extent.nr_pages:
         return False
     allocation = extent.allocation
+    pages.migrated += extent.nr_pages
     pages.vacate(extent)
     missing = extent.nr_pages
     for one in pooled:

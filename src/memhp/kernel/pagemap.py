@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from memhp.errors import InvalidInput
-from memhp.kernel.buddy import FULL, Section
 from memhp.kernel.holdings import Holding
 from memhp.kernel.kinds import Leaving, PageKind
+from memhp.kernel.section import FULL, Section
 from memhp.units import PAGES_PER_SECTION, Pfn
 
-__all__ = ["ON_CPU_LIST", "TAIL", "Page", "PageArray", "PageMap", "kinds_where", "runs_in", "to_bits", "to_places"]
+__all__ = ["LEAVING", "ON_CPU_LIST", "TAIL", "Page", "PageArray", "PageMap", "runs_in", "to_bits", "to_places"]
 
 Pfns = npt.NDArray[np.int64]
 
@@ -60,12 +60,15 @@ def runs_in(bits: int) -> list[tuple[int, int]]:
     return list(zip(firsts.tolist(), (lasts - firsts + 1).tolist(), strict=True))
 
 
-def kinds_where(leaving: Leaving) -> npt.NDArray[np.bool_]:
-    """Give a table of which kinds leave like that, by their code."""
+def _kinds_where(leaving: Leaving) -> npt.NDArray[np.bool_]:
     table = np.zeros(256, np.bool_)
     for kind in PageKind:
         table[kind.code] = kind.leaving is leaving
     return table
+
+
+LEAVING = {leaving: _kinds_where(leaving) for leaving in Leaving}
+"""For each way to leave, a table of which kinds leave like that, by their code."""
 
 
 class Page(Holding):

@@ -30,7 +30,7 @@ from memhp.units import PAGES_PER_SECTION, pfn_to_section_nr
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
-__all__ = ["PARTICIPANTS", "Participant", "join"]
+__all__ = ["PARTICIPANTS", "Participant", "default_names", "join"]
 
 
 class Participant:
@@ -314,14 +314,18 @@ PARTICIPANTS: dict[str, type[Participant]] = {
 _ON_X86 = ("ksm", "memory-tiers", "cpuset", "mm_compute_batch", "slab", "crash", "reserve_mem", "kcore")
 
 
+def default_names(machine: Machine) -> list[str]:
+    """List those of Debian's kernel whose rules the machine follows, in the order in which they register."""
+    return [name for name in _ON_X86 if name != "crash" or machine.rules.value.crash_hotplug]
+
+
 def join(machine: Machine, names: Iterable[str] | None = None) -> dict[str, Participant]:
     """Register participants, by default those of Debian's kernel whose rules the machine follows; gives them by name.
 
     Raises:
         InvalidInput: there is no such participant; none was registered.
     """
-    default = [name for name in _ON_X86 if name != "crash" or machine.rules.value.crash_hotplug]
-    chosen = default if names is None else list(names)
+    chosen = default_names(machine) if names is None else list(names)
     for name in chosen:
         if name not in PARTICIPANTS:
             raise InvalidInput(name, "participants", f"some of {', '.join(PARTICIPANTS)}")

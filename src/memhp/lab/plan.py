@@ -41,7 +41,16 @@ _VERBS = (
     "unload",
     "note",
 )
-_INSTEAD = {"add": "plug", "remove": "unplug"}
+_INSTEAD = {"add": "plug", "add_driver_managed": "plug", "remove": "unplug", "offline_and_remove": "unplug"}
+_ASKED = {"plug": "add", "unplug": "remove"}
+_NO_DEVICE = "no such step: a guest has no such device, and its hypervisor is QEMU"
+_NO_CALLBACK = "no such step: a real kernel brings its own participants, and shows nothing of them"
+_WITHOUT = {
+    **dict.fromkeys(("bind", "unbind", "hypervisor", "hot_add", "reserve_additional", "memremap", "memunmap"), _NO_DEVICE),
+    **dict.fromkeys(("join", "leave", "tune", "work", "show"), _NO_CALLBACK),
+    "fill": "no such step: what fills a guest's memory is what runs in it",
+}
+"""Why a step has no meaning there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +207,14 @@ def _error(spec: CallbackSpec, action: MemoryAction, reaction: Reaction, where: 
 
 def _check(step: Step, scenario: Scenario, where: _Where) -> None:
     if step.verb in _INSTEAD:
-        expected = f"{_INSTEAD[step.verb]}, because a stock kernel is asked to {step.verb} memory by a DIMM alone"
+        instead = _INSTEAD[step.verb]
+        expected = f"{instead}, because a stock kernel is asked to {_ASKED[instead]} memory by a DIMM alone"
         where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
     if step.verb in {"load", "unload"} and scenario.callbacks:
         expected = "no module beside callbacks, which the same module stands for"
         where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
+    if step.verb in _WITHOUT:
+        where.refuse(step.verb, step.line, _WITHOUT[step.verb], f"steps: {step.shown}")
     if step.verb not in _VERBS:
         where.refuse(step.verb, step.line, f"one of the steps {', '.join(_VERBS)} for a real kernel", f"steps: {step.shown}")
     if step.verb == "plug" and step.arguments["name"] in {device.name for device in scenario.machine.virtio}:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, ScenarioError
 from memhp.kernel import Allocation, BlockState, Machine, MhpFlags
+from memhp.kernel.iomem import ResourceName
+from memhp.scenario.attach import Attached
 from memhp.scenario.model import Step
 from memhp.scenario.select import BlockView, Selector
-from memhp.units import PAGE_SHIFT, format_ids
+from memhp.scenario.workloads import fill
+from memhp.units import PAGE_SHIFT, BlockId, format_ids
 
 if TYPE_CHECKING:
     from memhp.kernel.acpi import Dimm
@@ -47,13 +50,16 @@ class Actor:
         self._dimms: dict[str, Dimm] = {}
         self.selector = Selector(self._views, lambda: machine.block_size, file)
         self._groups: dict[str, int] = {}
+        self._driver_names: dict[str, ResourceName] = {}
         self._verbs: dict[str, Callable[[Step], str | None]] = {
             "plug": self._plug,
             "unplug": self._unplug,
             "add": self._add,
             "group": self._make_group,
             "ungroup": self._drop_group,
+            "add_driver_managed": self._add_driver_managed,
             "remove": self._remove,
+            "offline_and_remove": self._offline_and_remove,
             "online": self._online,
             "offline": self._offline,
             "write": self._write,
@@ -68,6 +74,8 @@ class Actor:
             "unload": self._unload,
             "signal": self._signal,
             **devices.verbs,
+            "fill": self._fill,
+            **Attached(machine, self.selector).verbs,
         }
 
     def act(self, step: Step) -> str:
@@ -108,12 +116,22 @@ class Actor:
         self._machine.unload_module(step.arguments["module"])
 
     def _add(self, step: Step) -> str:
+        return self._add_with(step, self._machine.add_memory, step.arguments["name"])
+
+    def _add_driver_managed(self, step: Step) -> str:
+        # A driver keeps its name, so that what it adds later can merge with what it has.
+        text = step.arguments["name"]
+        return self._add_with(
+            step, self._machine.add_memory_driver_managed, self._driver_names.setdefault(text, ResourceName(text))
+        )
+
+    def _add_with(self, step: Step, add: Callable[..., list[BlockId]], name: str) -> str:
         size, at = step.arguments["size"], step.arguments["at"]
         start = self._machine.next_room(size) if at is None else at
         node, flags, group = step.arguments["node"], step.arguments["flags"], step.arguments["group"]
         if group:
             node, flags = self._group_named(step, group), flags | MhpFlags.NID_IS_MGID
-        ids = self._machine.add_memory(node, start, size, name=step.arguments["name"], flags=flags)
+        ids = add(node, start, size, name=name, flags=flags)
         self.selector.remember(step, ids)
         return f"memory{format_ids(ids)}"
 
@@ -137,10 +155,16 @@ class Actor:
         return self._groups[name]
 
     def _remove(self, step: Step) -> None:
+        self._each_run(step, self._machine.remove_memory)
+
+    def _offline_and_remove(self, step: Step) -> None:
+        self._each_run(step, self._machine.offline_and_remove_memory)
+
+    def _each_run(self, step: Step, act: Callable[[int, int], object]) -> None:
         size = self._machine.block_size
         for part in format_ids(self.selector.choose(step, step.arguments["blocks"])).split(","):
             first, _, last = part.partition("-")
-            self._machine.remove_memory(int(first) * size, (int(last or first) - int(first) + 1) * size)
+            act(int(first) * size, (int(last or first) - int(first) + 1) * size)
 
     def _online(self, step: Step) -> str:
         chosen = self.selector.choose(step, step.arguments["blocks"], BlockState.OFFLINE.value)
@@ -165,6 +189,11 @@ class Actor:
         blocks = self.selector.choose(step, wanted.blocks) if wanted.blocks is not None else None
         allocation = self._holdings.take(wanted, blocks)
         return f"{allocation.nr_pages} pages in memory{format_ids(allocation.blocks)}"
+
+    def _fill(self, step: Step) -> str:
+        given = step.arguments
+        filled = fill(self._machine, given["workload"], given["share"], seed=given["seed"], age=given["age"])
+        return f"{filled.nr_pages} pages"
 
     def _free(self, step: Step) -> None:
         self._held(step)

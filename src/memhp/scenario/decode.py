@@ -12,8 +12,10 @@ from memhp.events import MemoryAction
 from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
+from memhp.scenario import words
 from memhp.scenario.devices import STEPS as DEVICE_STEPS
 from memhp.scenario.devices import decode_virtio_mem
+from memhp.scenario.driversteps import DRIVER_STEPS
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -21,15 +23,19 @@ from memhp.scenario.model import (
     MachineSpec,
     Reaction,
     Scenario,
-    Selection,
     Step,
     errno_number,
     parse_answer,
 )
 from memhp.scenario.reader import Value, read_yaml
-from memhp.units import PAGE_SIZE, format_size, parse_ids, parse_size
+from memhp.scenario.words import Decoded
+from memhp.scenario.workloads import WORKLOADS
+from memhp.units import PAGE_SIZE, format_size, parse_size
 
-__all__ = ["load"]
+__all__ = ["FIELDS", "load", "scenario_of"]
+
+FIELDS = ("title", "about", "machine", "callbacks", "steps", "expect")
+"""The keys of a scenario."""
 
 _FLAGS = {str(flag.name).lower(): flag for flag in MhpFlags if flag is not MhpFlags.NID_IS_MGID}
 _RULES = {rules.text: rules for rules in Rules}
@@ -47,8 +53,6 @@ _DESCRIPTION = (
     "memory_probe",
 )
 _MACHINE = (*_DESCRIPTION, "virtio_mem", "rules", "device_hotplug_lock", "from", "otherwise")
-_NAME = re.compile(r"[A-Za-z_][\w-]*")
-_PLACE = re.compile(r"(first|last)(?:\s+(\d+))?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _LONGEST = 3600
@@ -61,13 +65,16 @@ def load(path: str | os.PathLike[str]) -> Scenario:
     Raises:
         ScenarioError: the first thing that is wrong in it, with file, line, and what was expected there.
     """
-    document = read_yaml(Path(path))
-    top = document.fields(("title", "about", "machine", "callbacks", "steps", "expect"), ("machine", "steps"))
+    return scenario_of(read_yaml(Path(path)).fields(FIELDS, ("machine", "steps")), Path(path))
+
+
+def scenario_of(top: dict[str, Value], file: Path) -> Scenario:
+    """Decode the keys of a document that stand for a scenario; raises as :func:`load`."""
     callbacks = _callbacks(top["callbacks"]) if "callbacks" in top else ()
     names = {callback.name for callback in callbacks}
     return Scenario(
-        file=Path(path),
-        title=top["title"].text() if "title" in top else Path(path).stem,
+        file=file,
+        title=top["title"].text() if "title" in top else file.stem,
         about=top["about"].text().strip() if "about" in top else "",
         machine=_machine(top["machine"]),
         callbacks=callbacks,
@@ -126,7 +133,7 @@ def _callbacks(value: Value) -> tuple[CallbackSpec, ...]:
 
 
 def _callback(key: Value, value: Value) -> CallbackSpec:
-    name = _name(key)
+    name = words.name(key)
     fields = value.fields(("priority", "registered", "call", *_ACTIONS))
     reactions = {MemoryAction[action]: _reaction(name, fields[action]) for action in _ACTIONS if action in fields}
     call = fields["call"].text() if "call" in fields else ""
@@ -144,7 +151,7 @@ def _reaction(callback: str, value: Value) -> Reaction:
         return Reaction(answer=_answer(value))
     fields = value.fields(("answer", "raise", "delay", "free", "allocate", "times"))
     free = fields.get("free")
-    names = () if free is None else tuple(_name(v) for v in free.elements()) if free.is_list else (_name(free),)
+    names = () if free is None else tuple(words.name(v) for v in free.elements()) if free.is_list else (words.name(free),)
     return Reaction(
         answer=_answer(fields["answer"]) if "answer" in fields else NOTIFY_OK,
         raises=fields["raise"].text() if "raise" in fields else "",
@@ -179,12 +186,6 @@ def _duration(value: Value) -> float:
     return seconds
 
 
-def _name(value: Value) -> str:
-    if not _NAME.fullmatch(value.text()):
-        value.fail("a name: letters, digits, _ and -")
-    return value.text()
-
-
 def _allocate(value: Value, owner: str, *, in_range: bool = False) -> Allocate:
     # A callback allocates from the blocks that it is told of, so there is no place to name.
     place = () if in_range else ("node", "blocks")
@@ -196,12 +197,12 @@ def _allocate(value: Value, owner: str, *, in_range: bool = False) -> Allocate:
         fields.get("pages", fields.get("size", value)).fail("at least one page (4 KiB)")
     kinds = tuple(kind.value for kind in PageKind if kind is not PageKind.POISONED)
     return Allocate(
-        name=_name(fields["name"]),
+        name=words.name(fields["name"]),
         nr_pages=nr_pages,
         kind=PageKind(fields["kind"].choice(kinds)) if "kind" in fields else PageKind.MOVABLE,
         owner=fields["owner"].text() if "owner" in fields else owner,
         node=fields["node"].number() if "node" in fields else None,
-        blocks=_selection(fields["blocks"]) if "blocks" in fields else None,
+        blocks=words.selection(fields["blocks"]) if "blocks" in fields else None,
         pinned=fields["pinned"].boolean() if "pinned" in fields else False,
     )
 
@@ -241,7 +242,7 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         arguments=arguments,
         thread=_thread(extra["thread"]) if "thread" in extra else "",
         shown=shown,
-        alias=_alias(extra["as"]) if "as" in extra else "",
+        alias=words.alias(extra["as"]) if "as" in extra else "",
         expect=expect,
     )
 
@@ -249,24 +250,26 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
 def _thread(value: Value) -> str:
     if value.text() == "main":
         value.fail("another name; main is the thread of the steps that name none")
-    return _name(value)
+    return words.name(value)
 
 
-def _alias(value: Value) -> str:
-    if _PLACE.fullmatch(value.text()):
-        value.fail("another name; first and last are places")
-    return _name(value)
-
-
-Decoded = tuple[dict[str, Any], str]
+_ADDED = ("size", "node", "at", "name", "flags", "group")
 
 
 def _add(value: Value) -> Decoded:
-    fields = value.fields(("size", "node", "at", "name", "flags", "group"), ("size",))
+    return _memory_to_add(value.fields(_ADDED, ("size",)), "add")
+
+
+def _add_driver_managed(value: Value) -> Decoded:
+    fields = value.fields(_ADDED, ("size", "name"))
+    return _memory_to_add(fields, f"add driver-managed {fields['name'].text()!r},")
+
+
+def _memory_to_add(fields: dict[str, Value], shown: str) -> Decoded:
     size = fields["size"].parsed(parse_size)
     if "group" in fields and "node" in fields:
         fields["node"].fail("either a node or a group, whose node it is")
-    group = _name(fields["group"]) if "group" in fields else ""
+    group = words.name(fields["group"]) if "group" in fields else ""
     node = fields["node"].number() if "node" in fields else 0
     arguments = {
         "size": size,
@@ -276,7 +279,7 @@ def _add(value: Value) -> Decoded:
         "flags": _flags(fields["flags"]) if "flags" in fields else MhpFlags.NONE,
         "group": group,
     }
-    return arguments, f"add {format_size(size)} to {f'group {group}' if group else f'node {node}'}"
+    return arguments, f"{shown} {format_size(size)} to {f'group {group}' if group else f'node {node}'}"
 
 
 def _flags(value: Value) -> MhpFlags:
@@ -290,7 +293,7 @@ def _group(value: Value) -> Decoded:
     fields = value.fields(("name", "node", "size", "unit"), ("name",))
     if ("size" in fields) == ("unit" in fields):
         value.fail("either size, the most that it can have, or unit, in which it grows")
-    name, node = _name(fields["name"]), fields["node"].number() if "node" in fields else 0
+    name, node = words.name(fields["name"]), fields["node"].number() if "node" in fields else 0
     size = fields["size"].parsed(parse_size) if "size" in fields else 0
     unit = fields["unit"].parsed(parse_size) if "unit" in fields else 0
     kind = f"static group of {format_size(size)}" if size else f"dynamic group in units of {format_size(unit)}"
@@ -299,7 +302,7 @@ def _group(value: Value) -> Decoded:
 
 def _plug(value: Value) -> Decoded:
     fields = value.fields(("name", "size", "node", "at"), ("name", "size"))
-    name = _alias(fields["name"])
+    name = words.alias(fields["name"])
     size = fields["size"].parsed(parse_size)
     node = fields["node"].number() if "node" in fields else 0
     at = fields["at"].parsed(parse_size) if "at" in fields else None
@@ -320,7 +323,7 @@ def _unload(value: Value) -> Decoded:
 
 def _blocks_only(verb: str) -> Callable[[Value], Decoded]:
     def decode(value: Value) -> Decoded:
-        return {"blocks": _selection(value)}, f"{verb} {_show(value)}"
+        return {"blocks": words.selection(value)}, f"{verb} {words.show(value)}"
 
     return decode
 
@@ -330,8 +333,8 @@ def _online(value: Value) -> Decoded:
         known = ("online", "online_kernel", "online_movable")
         kind = next((given for key, given in value.items() if key.text() == "type"), None)
         word = kind.choice(known) if kind is not None else "online"
-        return {"blocks": _selection(value, ("type",)), "type": OnlineType(word)}, f"{word} {_show(value)}"
-    return {"blocks": _selection(value), "type": OnlineType.ONLINE}, f"online {_show(value)}"
+        return {"blocks": words.selection(value, ("type",)), "type": OnlineType(word)}, f"{word} {words.show(value)}"
+    return {"blocks": words.selection(value), "type": OnlineType.ONLINE}, f"online {words.show(value)}"
 
 
 def _write(value: Value) -> Decoded:
@@ -350,9 +353,20 @@ def _allocate_step(value: Value) -> Decoded:
     return {"wanted": wanted}, f"allocate {wanted.nr_pages} {wanted.kind.value} pages as {wanted.name}"
 
 
+def _fill(value: Value) -> Decoded:
+    fields = value.fields(("workload", "share", "seed", "age"), ("workload",)) if value.is_mapping else {"workload": value}
+    arguments = {
+        "workload": fields["workload"].choice(tuple(WORKLOADS)),
+        "share": words.share(fields["share"]) if "share" in fields else 0.6,
+        "seed": words.count(fields["seed"]) if "seed" in fields else 1,
+        "age": words.count(fields["age"]) if "age" in fields else 0,
+    }
+    return arguments, f"fill {arguments['share']:.0%} with {arguments['workload']}"
+
+
 def _named(verb: str) -> Callable[[Value], Decoded]:
     def decode(value: Value) -> Decoded:
-        return {"name": _name(value)}, f"{verb} {value.text()}"
+        return {"name": words.name(value)}, f"{verb} {value.text()}"
 
     return decode
 
@@ -365,14 +379,17 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "plug": _plug,
     "unplug": _named("unplug"),
     "add": _add,
+    "add_driver_managed": _add_driver_managed,
     "group": _group,
     "ungroup": _named("ungroup"),
     "remove": _blocks_only("remove"),
+    "offline_and_remove": _blocks_only("offline_and_remove"),
     "online": _online,
     "offline": _blocks_only("offline"),
     "write": _write,
     "read": _read,
     "allocate": _allocate_step,
+    "fill": _fill,
     "free": _named("free"),
     "pin": _named("pin"),
     "unpin": _named("unpin"),
@@ -383,54 +400,8 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "signal": _named("signal"),
     **DEVICE_STEPS,
     "note": _note,
+    **DRIVER_STEPS,
 }
-
-
-def _show(value: Value) -> str:
-    if not value.is_mapping:
-        return value.text()
-    shown = {key.text(): given.text() for key, given in value.items()}
-    shown.pop("type", None)
-    return ", ".join(f"{name} {text}" for name, text in shown.items())
-
-
-def _selection(value: Value, beside: tuple[str, ...] = ()) -> Selection:
-    if not value.is_mapping:
-        return _blocks(value)
-    fields = value.fields(("blocks", "size", "node", "among", *beside))
-    among = _name(fields["among"]) if "among" in fields else ""
-    node = fields["node"].number() if "node" in fields else None
-    if "size" in fields and "blocks" in fields:
-        fields["size"].fail("either blocks or size")
-    if "size" in fields:
-        size = fields["size"].parsed(parse_size)
-        if not size:
-            fields["size"].fail("a size above 0")
-        return Selection(size=size, among=among, node=node)
-    if "blocks" not in fields:
-        if node is None and not among:
-            value.fail("blocks: blocks, size, node or among")
-        return Selection(among=among, node=node)
-    chosen = _blocks(fields["blocks"])
-    if (node is not None or among) and not chosen.place:
-        fields["blocks"].fail("first or last beside node and among")
-    return Selection(chosen.ids, chosen.name, place=chosen.place, count=chosen.count, among=among, node=node)
-
-
-def _blocks(value: Value) -> Selection:
-    text = value.text().strip()
-    match = _PLACE.fullmatch(text)
-    if match:
-        count = int(match[2] or 1)
-        if not count:
-            value.fail("at least one block")
-        return Selection(place=match[1], count=count)
-    if _NAME.fullmatch(text):
-        return Selection(name=text)
-    ids = value.parsed(parse_ids)
-    if not ids:
-        value.fail("blocks such as 32-35,40, first 2, last, or a name given with `as`")
-    return Selection(ids=tuple(ids))
 
 
 # -- expectations
@@ -447,7 +418,7 @@ def _expectations(value: Value) -> Expectations:
         trace=_lines(fields.get("trace")),
         uevents=_lines(fields.get("uevents")),
         files=tuple((key.text(), given.text()) for key, given in fields["files"].items()) if "files" in fields else (),
-        blocks=tuple((_blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
+        blocks=tuple((words.blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
         lockdep=fields["lockdep"].number() if "lockdep" in fields else None,
     )
 

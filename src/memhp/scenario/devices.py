@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from memhp.errors import HotplugError
 from memhp.kernel import Machine
 from memhp.kernel.drivers import VirtioMem as Driver
+from memhp.scenario import words
 from memhp.scenario.model import Step, VirtioMem
 from memhp.scenario.reader import Value
+from memhp.scenario.words import Decoded
 from memhp.units import format_size, parse_size
 
 __all__ = ["STEPS", "Devices", "decode_virtio_mem"]
 
 _DEVICE_BLOCK = 2 << 20
 _SMALLEST = 1 << 20
-_NAME = re.compile(r"[A-Za-z_][\w-]*")
-
-Decoded = tuple[dict[str, Any], str]
-
 
 # -- decoding
 
@@ -68,18 +65,12 @@ def _device(value: Value, number: int, nodes: int, block_size: int) -> VirtioMem
     requested, unit = sizes.get("requested", 0), block or _DEVICE_BLOCK
     if requested > sizes["size"] or requested % unit:
         fields["requested"].fail(f"whole blocks of {format_size(unit)}, at most {format_size(sizes['size'])}")
-    return VirtioMem(node, sizes["size"], requested, block, _name(fields["name"]) if "name" in fields else f"vm{number}")
-
-
-def _name(value: Value) -> str:
-    if not _NAME.fullmatch(value.text()):
-        value.fail("a name: letters, digits, _ and -")
-    return value.text()
+    return VirtioMem(node, sizes["size"], requested, block, words.name(fields["name"]) if "name" in fields else f"vm{number}")
 
 
 def _resize(value: Value) -> Decoded:
     fields = value.fields(("name", "size"), ("size",)) if value.is_mapping else {"size": value}
-    name = _name(fields["name"]) if "name" in fields else "vm0"
+    name = words.name(fields["name"]) if "name" in fields else "vm0"
     size = fields["size"].parsed(parse_size)
     return {"name": name, "size": size}, f"resize {name} to {format_size(size)}"
 

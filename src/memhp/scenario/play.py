@@ -23,7 +23,7 @@ from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
 
-__all__ = ["CHAIN", "Event", "Player"]
+__all__ = ["CHAIN", "Event", "Outcome", "Player"]
 
 Event = dict[str, Any]
 
@@ -36,12 +36,22 @@ _READER = "(expectations)"
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    # How a step ended.
+class Outcome:
+    """How a step ended.
+
+    Attributes:
+        step: the step.
+        result: ``ok``, or the name of an errno.
+        message: what the machine said, if that is an error.
+        text: what the step had to say.
+        error: what the machine raised.
+    """
+
     step: Step
     result: str
     message: str
     text: str
+    error: MemhpError | None = None
 
 
 class Player:
@@ -53,20 +63,30 @@ class Player:
         rules: in place of the scenario's own.
         watch: tell also what a real kernel can be asked: each call of the chain as a whole (of the callback
             ``memory_chain``, which agrees), and an event ``state`` with what userland sees, first and after each step.
+        impatient: a step without a thread that waits for pages gets a signal, so that it ends with EINTR and the run goes on.
     """
 
     def __init__(
-        self, scenario: Scenario, sink: Callable[[Event], None], *, rules: Rules | None = None, watch: bool = False
+        self,
+        scenario: Scenario,
+        sink: Callable[[Event], None],
+        *,
+        rules: Rules | None = None,
+        watch: bool = False,
+        impatient: bool = False,
     ) -> None:
         self._scenario = scenario
         self._sink = sink
         self._watch = watch
+        self._impatient = impatient
         self._state: dict[str, str] = {}
         self._rules = rules or scenario.machine.rules
         self._emitting = threading.Lock()
         self._crew = Crew()
-        self._ended: dict[int, _Outcome] = {}
-        self._unsaid: list[_Outcome] = []
+        self.machine: Machine
+        """The machine, from the moment when the first event comes."""
+        self._ended: dict[int, Outcome] = {}
+        self._unsaid: list[Outcome] = []
         self._trace: list[str] = []
         self._uevents: list[str] = []
         self._marks = (0, 0)
@@ -92,6 +112,11 @@ class Player:
             self._signal_everybody()
             self._crew.dismiss()
         return self.failures
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """How each step ended, by number; those that have not are missing."""
+        return dict(self._ended)
 
     # -- begin and end
 
@@ -151,10 +176,8 @@ class Player:
         self._emit("end", steps=len(self._ended), calls=self._calls, failures=self.failures)
 
     def _release_everybody(self) -> None:
-        # A signal ends a wait for pages; who waited for a lock behind it may then wait for pages itself.
-        released = -1
-        while self._crew.waiting() and released != len(self._ended):
-            released = len(self._ended)
+        # A signal ends one wait for pages; the same step, or who waited for a lock behind it, may then wait for other pages.
+        while self.machine.pages.changed.name in self._crew.waiting().values():
             self._signal_everybody()
             self._crew.settle()
 
@@ -182,6 +205,8 @@ class Player:
         self._say_results()
         self._note_lockdep()
         self._note_state()
+        if self._impatient and not step.thread and step.number not in self._ended:
+            self._interrupt_main()
         if not step.thread and step.number not in self._ended:
             waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._waiting().items())
             self._fail(step.line, "the step never ends; give it a thread of its own (thread: NAME)", "an end", waits)
@@ -190,15 +215,21 @@ class Player:
             self._check(step.expect, self._trace[self._marks[0] :], self._uevents[self._marks[1] :], step)
         return True
 
+    def _interrupt_main(self) -> None:
+        thread = self._crew.thread(_MAIN)
+        while thread is not None and self._crew.waiting().get(_MAIN) == self.machine.pages.changed.name:
+            self.machine.send_signal(thread)
+            self._crew.settle()
+        self._say_results()
+
     def _perform(self, step: Step) -> None:
-        result, message, text = "ok", "", ""
         try:
-            text = self._actor.act(step)
+            outcome = Outcome(step, "ok", "", self._actor.act(step))
         except ScenarioError:
             raise
         except MemhpError as error:
-            result, message = _result_of(error), getattr(error, "strerror", None) or str(error)
-        outcome = self._ended[step.number] = _Outcome(step, result, message, text)
+            outcome = Outcome(step, _result_of(error), getattr(error, "strerror", None) or str(error), "", error)
+        self._ended[step.number] = outcome
         self._unsaid.append(outcome)
 
     def _say_results(self, *, compare: bool = True) -> None:

@@ -1,5 +1,5 @@
 """Studies: what becomes of a machine's memory under a workload, over seeds and parameters."""
 
-from memhp.study.workloads import WORKLOADS, Workload, fill
+from memhp.scenario.workloads import WORKLOADS, Workload, fill
 
 __all__ = ["WORKLOADS", "Workload", "fill"]

@@ -6,25 +6,22 @@ import threading
 from collections import Counter
 from typing import Any
 
-from memhp.errors import HotplugError, Interrupted, PageRefusal
-from memhp.kernel import Machine, PageKind, Rules
+from memhp.errors import HotplugError, PageRefusal
+from memhp.kernel import Machine, Rules
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.kinds import Leaving
 from memhp.locking import switch
+from memhp.scenario.workloads import fill
 from memhp.study.plan import AXES, Point
-from memhp.study.workloads import fill
-from memhp.units import Pfn
+from memhp.study.reasons import REASONS, SPANS, reason_of
+from memhp.study.steps import play_steps
 
-__all__ = ["COLUMNS", "REASONS", "Row", "run_point"]
+__all__ = ["COLUMNS", "Row", "run_point"]
 
 Row = dict[str, Any]
 
-SPANS, PINNED, NO_ROOM = "several zones or holes", "pinned", "no room"
-REASONS = (SPANS, *(kind.value for kind in PageKind if kind.leaving in {Leaving.REFUSES, Leaving.HELD}), PINNED, NO_ROOM)
-"""Why a block stays."""
 _NUMBERS = ("blocks", "movable_blocks", "used_pages", "free_pages", "isolable", "gone", "share", "moved_pages")
 COLUMNS = (*AXES, "seed", *_NUMBERS, *(f"stopped by {reason}" for reason in REASONS), "most in the way")
-"""The columns of the table, in their order."""
+"""The columns of the table, in their order; those of a scenario's steps come after them."""
 
 
 def run_point(point: Point) -> Row:
@@ -33,27 +30,39 @@ def run_point(point: Point) -> Row:
     ``isolable`` counts blocks that hold nothing unmovable, each by itself. ``gone`` counts those that went offline one after
     the other, from the highest down, and stayed offline: their pages have moved to what was left, until no room was.
     """
-    machine = _boot(point)
-    filled = fill(machine, point["workload"], point["fill"], seed=point["seed"], age=point["age"])
+    steps: Row = {}
+    if point["scenario"] is not None:
+        machine, steps = play_steps(point)
+    else:
+        machine = _boot(point)
+        fill(machine, point["workload"], point["fill"], seed=point["seed"], age=point["age"])
+    return {
+        **{name: point[name] for name in AXES},
+        "seed": point["seed"],
+        **_take_all(machine),
+        **steps,
+    }
+
+
+def _take_all(machine: Machine) -> Row:
     blocks = sorted((block for block in machine.blocks.values() if block.present), key=lambda block: -block.id)
     movable = sum(block.zone is not None and block.zone.type.label == "Movable" for block in blocks)
-    used, free = filled.nr_pages, machine.pages.count_free()
+    used, free = sum(machine.pages.count_used(block) for block in blocks), machine.pages.count_free()
     isolable = sum(_isolates(machine, block) for block in blocks)
     stopped: Counter[str] = Counter()
     owners: Counter[str] = Counter()
     gone = moved = 0
     for block in blocks:
         held = machine.pages.count_used(block)
-        reason, owner = _take_offline(machine, block)
-        if reason:
+        found = _take_offline(machine, block)
+        if found is not None:
+            reason, owner = found
             stopped[reason] += 1
             owners[owner] += bool(owner)
         else:
             gone, moved = gone + 1, moved + held
-    numbers = (len(blocks), movable, used, free, isolable, gone, gone / len(blocks), moved)
+    numbers = (len(blocks), movable, used, free, isolable, gone, gone / max(len(blocks), 1), moved)
     return {
-        **{name: point[name] for name in AXES},
-        "seed": point["seed"],
         **dict(zip(_NUMBERS, numbers, strict=True)),
         **{f"stopped by {reason}": stopped[reason] for reason in REASONS},
         "most in the way": max(sorted(owners), key=lambda owner: owners[owner], default=""),
@@ -88,8 +97,8 @@ def _isolates(machine: Machine, block: MemoryBlock) -> bool:
     return True
 
 
-def _take_offline(machine: Machine, block: MemoryBlock) -> tuple[str, str]:
-    # Gives why it stays and whose page it was, or '' if it went. Whoever would wait for a page gets a signal instead.
+def _take_offline(machine: Machine, block: MemoryBlock) -> tuple[str, str] | None:
+    # Gives why it stays and whose page it was. Whoever would wait for a page gets a signal instead.
     go, over = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
@@ -109,17 +118,8 @@ def _take_offline(machine: Machine, block: MemoryBlock) -> tuple[str, str]:
     over.wait()
     machine.send_signal(thread)
     thread.join()
-    return _reason(machine, errors[0]) if errors else ("", "")
-
-
-def _reason(machine: Machine, error: BaseException) -> tuple[str, str]:
-    if isinstance(error, PageRefusal):
-        return error.kind, error.owner
-    if isinstance(error, Interrupted) and error.page is not None:
-        with machine.pages.lock:
-            holder = machine.pages.holder_of(Pfn(error.page))
-        pinned = holder is not None and holder.pins > 0
-        return (PINNED if pinned else NO_ROOM), (holder.owner if holder is not None and pinned else "")
-    if isinstance(error, HotplugError):
-        return SPANS, ""
-    raise error
+    if not errors:
+        return None
+    if not isinstance(errors[0], HotplugError):
+        raise errors[0]
+    return reason_of(machine, errors[0]) or (SPANS, "")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memhp.errors import InvalidInput
-from memhp.study.measure import COLUMNS, REASONS, Row
+from memhp.study.measure import Row
 from memhp.study.plan import Study
-from memhp.units import format_size
+from memhp.study.reasons import REASONS
+from memhp.units import PAGE_SIZE, format_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,11 +44,25 @@ class Group:
         values = [row[column] for row in self.rows]
         return min(values), max(values)
 
+    def step(self, number: int) -> str:
+        """Say how a step ended in these runs, how many pages moved meanwhile, and what stopped it."""
+        ended = Counter(row[f"step {number}"] or "not played" for row in self.rows)
+        runs = [f"{result} in {count} of {len(self.rows)}" for result, count in ended.most_common()]
+        moved = self.mean(f"step {number} moved")
+        stopped = Counter(found for row in self.rows if (found := row[f"step {number} stopped by"]))
+        return "; ".join(
+            [
+                ", ".join(runs) if len(ended) > 1 else next(iter(ended)),
+                *([f"{moved * PAGE_SIZE / 2**20:.1f} MiB moved"] if moved else []),
+                *([f"stopped by {', '.join(stopped)}"] if stopped else []),
+            ]
+        )
+
     @property
     def stopped(self) -> dict[str, float]:
         """The blocks that stay, by reason, as shares of all; those that are 0 are left out."""
         blocks = self.mean("blocks")
-        shares = {reason: self.mean(f"stopped by {reason}") / blocks for reason in REASONS}
+        shares = {reason: self.mean(f"stopped by {reason}") / max(blocks, 1) for reason in REASONS}
         return {reason: share for reason, share in shares.items() if share}
 
 
@@ -54,7 +70,7 @@ def groups_of(study: Study, rows: list[Row]) -> list[Group]:
     """Put the rows that differ by their seed alone together."""
     found: dict[str, Group] = {}
     for row in rows:
-        label = ", ".join(_shown(name, row[name]) for name in study.varied) or row["workload"]
+        label = ", ".join(_shown(name, row[name]) for name in study.varied) or row["workload"] or "as it is"
         found.setdefault(label, Group(label, [])).rows.append(row)
     return list(found.values())
 
@@ -84,7 +100,7 @@ def write_results(study: Study, rows: list[Row], directory: Path, formats: tuple
 def _write_csv(study: Study, rows: list[Row], directory: Path) -> list[Path]:
     path = directory / "results.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return [path]
@@ -97,7 +113,7 @@ def _write_parquet(study: Study, rows: list[Row], directory: Path) -> list[Path]
     except ImportError as error:
         raise InvalidInput("parquet", "--format", f"pyarrow ({_INSTALL})") from error
     path = directory / "results.parquet"
-    table = pa.table({name: [row[name] for row in rows] for name in COLUMNS})
+    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
     pq.write_table(table, path)
     return [path]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from memhp.errors import InvalidInput
+from memhp.errors import InvalidInput, ScenarioError
 from memhp.study.measure import Row, run_point
 from memhp.study.plan import Point, Study
 
@@ -25,9 +28,15 @@ def run_study(study: Study, *, jobs: int = 1, scheduler: str = "", done: Callabl
 
     Raises:
         InvalidInput: no number of processes, or nobody answers at the scheduler's address.
+        ScenarioError: a scenario with callbacks in Python, for a scheduler.
     """
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise InvalidInput(jobs, "jobs", "a number of processes, at least 1")
+    if scheduler and study.scenario is not None:
+        for spec in study.scenario.callbacks:
+            if spec.call:
+                expected = "no Python functions on other machines, which may not have them"
+                raise ScenarioError(spec.call, str(study.scenario.file), spec.line, expected, f"callbacks: {spec.name}: call")
     points = list(study.points())
     told = done or (lambda _finished, _total: None)
     if scheduler:
@@ -40,13 +49,29 @@ def run_study(study: Study, *, jobs: int = 1, scheduler: str = "", done: Callabl
         return rows
     # Not forked: this process may have threads, and a fork would have their locks as they were.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(points)), mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(points)), context, _begin) as pool:
         futures = [pool.submit(run_point, point) for point in points]
         try:
             return _collect(futures, concurrent.futures.as_completed(futures), told)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    threading.Thread(target=_end_with_parent, name="memhp study", daemon=True).start()
+    # What the library logs is in the rows; the caller's own settings don't reach another process.
+    log = logging.getLogger("memhp")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+
+
+def _end_with_parent() -> None:
+    # A pool's processes wait for work for ever if the one that has it was killed.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _collect(futures: list[Any], completed: Iterable[Any], told: Callable[[int, int], None]) -> list[Row]:

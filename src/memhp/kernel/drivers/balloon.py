@@ -37,7 +37,7 @@ class HyperVBalloon:
         """Whether it waits (5 s at most) for its last chunk to come online."""
         self._backed_end = Pfn(0)
         machine.online_page.set(self._online_page)
-        self.callback = machine.hotplug_memory_notifier(self._notify)
+        self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="hv_balloon"))
 
     def hot_add(self, nid: int, start: int, size: int, backed: int) -> list[BlockId]:
         """Add a region in chunks of 128 MiB; the first ``backed`` bytes of it exist. Stops at the first error.
@@ -84,7 +84,7 @@ class XenBalloon:
         self.ballooned: list[Allocation] = []
         """What the balloon holds of memory that it added."""
         machine.online_page.set(self._online_page)
-        self.callback = machine.hotplug_memory_notifier(self._notify)
+        self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="xen balloon"))
 
     def reserve_additional_memory(self, nid: int, start: int, size: int) -> list[BlockId]:
         """Add room for the balloon to deflate into. It drops its own mutex while it holds device_hotplug_lock.

@@ -60,7 +60,7 @@ class SclpMemory:
         self._mutex = Mutex("sclp_mem_mutex", machine.dep)
         self.standby = set(range(start // increment, (start + size) // increment))
         """Numbers of the increments that the hypervisor does not back."""
-        self.callback = machine.hotplug_memory_notifier(self._notify)
+        self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="sclp_mem"))
 
     def detect(self) -> list[int]:
         """Add the standby memory to node 0, block by block, as at boot; gives the ids of the blocks."""
