@@ -11,10 +11,10 @@ test: setup
 bench: setup
 	.venv/bin/python -m bench
 
-# Beside real kernels: the whole library, and more than 2,000 generated steps on each. Needs QEMU and `memhp lab fetch`.
+# Beside real kernels: the whole library, and more than 5,000 generated steps on each. Needs QEMU and `memhp lab fetch`.
 conform: setup
 	.venv/bin/memhp conform --live
-	.venv/bin/memhp conform --generate 52
+	.venv/bin/memhp conform --generate 52 --steps 100
 
 lint: setup
 	.venv/bin/ruff check .

@@ -340,8 +340,8 @@ def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     ran = run("machine: {nodes: [1GiB]}\nsteps:\n  - onlin: 32\n")
     verbs = (
         "plug, unplug, add, add_driver_managed, group, ungroup, remove, offline_and_remove, online, offline, write, read, "
-        "allocate, fill, free, pin, unpin, register, unregister, load, unload, signal, note, bind, unbind, hypervisor, hot_add, "
-        "reserve_additional, memremap, memunmap, join, leave, tune, work, show"
+        "allocate, fill, free, pin, unpin, register, unregister, load, unload, signal, resize, plug_cpu, unplug_cpu, note, bind, "
+        "unbind, hypervisor, hot_add, reserve_additional, memremap, memunmap, join, leave, tune, work, show"
     )
     assert ran == (
         2,

@@ -38,15 +38,21 @@ def test_all_machines_and_all_kinds_of_steps_appear(tmp_path: Path) -> None:
     verbs: Counter[str] = Counter()
     results: Counter[str] = Counter()
     calls: Counter[str] = Counter()
+    files: list[str] = []
     for seed in range(50):
         made = generate(seed, 40)
         verbs.update(next(iter(step)) for step in made.steps)
+        files += [step["write"]["file"] for step in made.steps if "write" in step]
         for step in play_model(load(write_scenario(made, tmp_path)), Rules.LINUX_6_12)[1:]:
             results[step.result] += 1
             calls.update(line.partition("(")[0] for line in step.heard if line.startswith("MEM_"))
 
     assert {len(generate(seed, 1).machine["nodes"]) for seed in range(len(SHAPES))} == {2, 3}
-    assert min(verbs[verb] for verb in ("plug", "unplug", "write", "read", "load", "unload")) >= 20
+    assert min(verbs[verb] for verb in ("plug", "unplug", "write", "read", "load", "unload", "resize")) >= 20
+    assert verbs["plug_cpu"] >= 3
+    paths = Counter(path for file in files for path in ("/cpu/", "/eject", "hugepages", "hard_offline_page") if path in file)
+    assert min(paths.values()) >= 10
+    assert len(paths) == 4
     assert results["ok"] >= 800
     assert {"EINVAL", "ENOENT", "EBUSY", "ENOMEM", "EPERM", "EEXIST", "ERANGE"} <= set(results)
     assert min(calls[action] for action in ("MEM_ONLINE", "MEM_OFFLINE", "MEM_CANCEL_ONLINE", "MEM_CANCEL_OFFLINE")) >= 15

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from memhp import MEM_GOING_OFFLINE, Machine, MemoryAction, NotifyResult, Rules
+from memhp.abi.uevent import Uevent
 from support import BLOCK, GIB, NODE, Boot, another_reads, in_thread, refusal, snapshot, until_parked, write
 
 ALL = pytest.mark.parametrize("rules", list(Rules))
+REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 CPU = "/sys/devices/system/cpu"
 ROOM = 4 * GIB
 
@@ -52,7 +54,89 @@ def test_cpus_go_offline_and_come_back_through_their_files(boot: Boot, rules: Ru
     assert picture(machine) == "online=0-2 present=0-2 offline=; 0-1/3/cpu0 cpu1; 2/4/cpu2; has_cpu=0-1 online=0-1"
     devices = "/devices/system/cpu/cpu"
     words = [("offline", 1), ("online", 1), ("offline", 2), ("offline", 1), ("online", 1), ("online", 2)]
-    assert heard == [f"{action}@{devices}{number}" for action, number in words]
+    assert [event for event in heard if "machinecheck" not in event] == [
+        f"{action}@{devices}{number}" for action, number in words
+    ]
+
+
+@pytest.mark.fact("8.3a")
+def test_on_6_12_the_device_of_machine_checks_comes_and_goes_with_a_cpu(boot: Boot) -> None:
+    """Each time before the CPU's own uevent; 6.1, which is built without CONFIG_X86_MCE, has none (observed)."""
+    heard: dict[Rules, list[str]] = {}
+    for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12):
+        machine = guest(boot, rules)
+        events = heard[rules] = []
+        machine.uevents.subscribe(lambda event, events=events: events.append(str(event).replace("/devices/system/", "")))  # type: ignore[misc]
+        cpu(machine, 1, "0")
+        cpu(machine, 1, "1")
+    assert heard[Rules.LINUX_6_1] == ["offline@cpu/cpu1", "online@cpu/cpu1"]
+    assert heard[Rules.LINUX_6_12] == [
+        "remove@machinecheck/machinecheck1",
+        "offline@cpu/cpu1",
+        "add@machinecheck/machinecheck1",
+        "online@cpu/cpu1",
+    ]
+
+
+def sockets(boot: Boot, rules: Rules) -> tuple[Machine, list[str]]:
+    """Boot with a CPU on node 0, and sockets 1 on node 0, 2 and 3 on node 1, which is not there; uevents from then on."""
+    nodes = [{"memory": "512MiB", "cpus": 1, "possible_cpus": 2}, {"possible_cpus": 2}]
+    machine = boot(nodes, rules=rules, parameters="memhp_default_state=offline")
+    heard: list[str] = []
+    machine.uevents.subscribe(lambda event: heard.append(str(event).replace("/devices/system/", "")))
+    return machine, heard
+
+
+@pytest.mark.fact("8.3b", "8.5")
+def test_a_cpu_that_is_put_in_gets_the_lowest_free_number_and_is_offline(boot: Boot) -> None:
+    """Its driver starts when it is brought online first, and so does its node (observed on 6.1)."""
+    machine, heard = sockets(boot, Rules.LINUX_6_1)
+    read = machine.tree.read
+    assert [read(f"{CPU}/{mask}") for mask in ("possible", "present", "offline")] == ["0-3\n", "0\n", "1-3\n"]
+    assert repr(machine.sockets.plug(3)) == "<Cpu 1 node1 offline>"
+    assert repr(machine.sockets.plug(1)) == "<Cpu 2 node0 offline>"
+    assert [read(f"{CPU}/{mask}") for mask in ("possible", "present", "offline")] == ["0-3\n", "0-2\n", "1-3\n"]
+    assert read(f"{NODE}/online") == "0\n"
+    cpu(machine, 1, "1")
+    cpu(machine, 1, "0")
+    cpu(machine, 1, "1")
+    machine.sockets.unplug(3)
+    assert heard == [
+        *("add@cpu/cpu1", "bind@cpu/cpu1", "add@cpu/cpu2", "bind@cpu/cpu2"),
+        *("add@node/node1", "add@/devices/virtual/thermal/cooling_device1", "online@cpu/cpu1"),
+        *("offline@cpu/cpu1", "online@cpu/cpu1"),
+        *("offline@cpu/cpu1", "remove@/devices/virtual/thermal/cooling_device1", "unbind@cpu/cpu1", "remove@cpu/cpu1"),
+        "remove@node/node1",
+    ]
+
+
+@pytest.mark.fact("8.3b")
+def test_on_6_12_a_cpu_that_is_put_in_is_not_seen(boot: Boot) -> None:
+    """Only those of the boot are possible (observed in QEMU)."""
+    machine, heard = sockets(boot, Rules.LINUX_6_12)
+    assert machine.tree.read(f"{CPU}/possible") == "0\n"
+    assert machine.sockets.plug(3) is None
+    assert (machine.tree.read(f"{CPU}/present"), heard) == ("0\n", [])
+    machine.sockets.unplug(3)
+
+
+@REAL
+@pytest.mark.fact("8.3b")
+def test_a_socket_holds_one_cpu(boot: Boot, rules: Rules) -> None:
+    """One that is taken, also since the boot, is EEXIST; one that does not exist EINVAL; an empty one gives none."""
+    machine, _ = sockets(boot, rules)
+    machine.sockets.plug(2)
+    before = snapshot(machine)
+    assert [refusal(machine.sockets.plug, number) for number in (0, 2, 4, -1)] == ["EEXIST", "EEXIST", "EINVAL", "EINVAL"]
+    assert [refusal(machine.sockets.unplug, number) for number in (0, 1, 9)] == ["ENODEV", "ENODEV", "ENODEV"]
+    assert snapshot(machine) == before
+
+
+@pytest.mark.fact("8.3a")
+def test_a_mask_is_as_wide_as_the_possible_cpus(boot: Boot) -> None:
+    """In hexadecimal digits, in groups of 32 bits (the width observed for 5 CPUs; the groups by lib/vsprintf.c)."""
+    read = [boot([{"memory": "512MiB", "cpus": 2, "possible_cpus": count}]).tree.read for count in (2, 5, 40)]
+    assert [each(f"{NODE}/node0/cpumap") for each in read] == ["3\n", "03\n", "00,00000003\n"]
 
 
 @ALL
@@ -74,16 +158,21 @@ def test_a_cpu_brings_its_node_online_first(boot: Boot, rules: Rules) -> None:
     """Put in, it is present and offline and its node is not there; brought online, the node comes with it."""
     machine = boot([{"memory": "512MiB", "cpus": 1}, 0], rules=rules)
     heard: list[str] = []
-    machine.uevents.subscribe(lambda event: heard.append(str(event).replace("/devices/system/", "")))
+
+    def hear(event: Uevent) -> None:
+        if event.subsystem in {"cpu", "node"}:
+            heard.append(str(event).replace("/devices/system/", ""))
+
+    machine.uevents.subscribe(hear)
     machine.cpus.add(1, 1)
     assert machine.tree.read(f"{NODE}/online") == "0\n"
     assert machine.tree.read(f"{CPU}/offline") == "1\n"
     machine.cpus.up(1)
-    assert heard == ["add@cpu/cpu1", "add@node/node1", "online@cpu/cpu1"]
+    assert heard == ["add@cpu/cpu1", "bind@cpu/cpu1", "add@node/node1", "online@cpu/cpu1"]
     assert picture(machine) == "online=0-1 present=0-1 offline=; 0/1/cpu0; 1/2/cpu1; has_cpu=0-1 online=0-1"
     machine.cpus.down(1)
     machine.cpus.remove(1)
-    assert heard[3:] == ["offline@cpu/cpu1", "remove@cpu/cpu1", "remove@node/node1"]
+    assert heard[4:] == ["offline@cpu/cpu1", "unbind@cpu/cpu1", "remove@cpu/cpu1", "remove@node/node1"]
 
 
 @pytest.mark.fact("8.3a")

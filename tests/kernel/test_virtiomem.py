@@ -128,6 +128,21 @@ def test_it_adds_no_more_while_too_much_is_offline(boot: Boot, rules: Rules) -> 
     assert len(blocks(machine)) == 3
 
 
+@REAL
+@pytest.mark.fact("10.7")
+def test_it_looks_again_at_once_when_it_has_removed_a_block_and_not_when_one_goes_offline(boot: Boot, rules: Rules) -> None:
+    """Removing gives back the memmap too; a block that goes offline by hand is left to the next request (observed)."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 256 * MIB)
+    write(machine, "memory32/state", "offline")
+    assert not device.queued
+    assert want(device, 128 * MIB) == "ok"
+    assert device.queued
+    assert device.work() == "ok"
+    assert not device.queued
+
+
 @pytest.mark.fact("10.7")
 def test_a_full_region_is_enospc(boot: Boot) -> None:
     """What doesn't fill a block at either end of the region is never used."""

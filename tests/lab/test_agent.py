@@ -85,6 +85,60 @@ def test_a_step_is_what_lies_between_begin_and_end(root: Path) -> None:
         assert agent.end(0.0) == {"trace": [], "uevents": ["add@/new\0"]}
 
 
+QUEUED = "kworker [000] 1.0: workqueue_queue_work: work struct=1 function={} workqueue=events_freezable\n"
+ENDED = "kworker [000] 2.0: workqueue_execute_end: work struct 1: function {}\n"
+
+
+def settles(root: Path, trace: str, least: int) -> bool:
+    """Say whether the agent's wait ends with the trace as it is; if not, more work is done, so that it ends then."""
+    path = root / "sys/kernel/tracing/trace"
+    path.write_text(trace)
+    looked = threading.Event()
+
+    class Watched(Agent):
+        def read(self, path: str) -> str:
+            text = super().read(path)
+            looked.set()
+            return text
+
+    ended = threading.Event()
+
+    def wait() -> None:
+        Watched(str(root)).settle("its_work", "workqueue_queue_work", "workqueue_execute_end", least)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    looked.wait(10)
+    looked.clear()
+    settled = ended.wait(10) if trace.count("queue_work: ") == trace.count("execute_end: ") >= least else not looked.wait(10)
+    path.write_text((QUEUED + ENDED).format("its_work", "its_work") * max(least, 1))
+    thread.join(10)
+    assert ended.is_set()
+    return settled
+
+
+@pytest.mark.parametrize(
+    ("trace", "least", "settled"),
+    [
+        ("", 0, True),
+        ("", 1, False),
+        (QUEUED.format("its_work"), 0, False),
+        (QUEUED.format("its_work") + ENDED.format("its_work"), 1, True),
+        (QUEUED.format("its_work") + ENDED.format("its_work") + QUEUED.format("its_work"), 1, False),
+    ],
+)
+def test_a_driver_has_settled_when_all_of_its_work_has_ended(root: Path, trace: str, least: int, settled: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """And when as much as was to be expected was queued at all."""
+    assert settles(root, trace, least) is settled
+
+
+def test_the_work_of_others_is_passed_over(root: Path) -> None:
+    """Theirs may go on."""
+    (root / "sys/kernel/tracing/trace").write_text(QUEUED.format("another"))
+    Agent(str(root)).settle("its_work", "workqueue_queue_work", "workqueue_execute_end", 0)
+
+
 def test_a_program_says_how_it_ended(root: Path) -> None:
     """Its status, and what it wrote to either output."""
     agent = Agent(str(root))

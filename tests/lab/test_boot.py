@@ -21,7 +21,7 @@ from memhp.lab.boot import make_shape, read_node, read_virtio, script_addition
 from memhp.lab.console import relay
 from memhp.lab.cpio import newc
 from memhp.lab.kernels import Kernel, find_kernel, kernel_at
-from memhp.lab.modules import module_tree
+from memhp.lab.modules import load_order, module_tree
 from memhp.lab.qemu import Shape, VirtioMem, command_line
 from memhp.lab.rootfs import read_addition
 
@@ -171,6 +171,7 @@ def test_modules_come_with_what_they_need(tmp_path: Path) -> None:
         "middle.ko: low.ko",
         "top_most.ko: middle.ko low.ko",
     ]
+    assert load_order(kernel, ["top_most", "built-in", "low"]) == ["low", "middle", "top_most"]
     with pytest.raises(LabError, match="the kernel r has no module other"):
         list(module_tree(kernel, ["other"], "lib"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from memhp.errors import ScenarioError
 from memhp.kernel import NodeSpec
 from memhp.lab.plan import Injection, Plan, make_plan
-from memhp.lab.qemu import Shape
+from memhp.lab.qemu import Shape, VirtioMem
 from memhp.scenario import load
 
 GIB = 1 << 30
@@ -43,6 +44,16 @@ steps:
         Shape((NodeSpec(GIB), NodeSpec(GIB // 2, 2)), "memhp_default_state=online movable_node", slots=3, room=4 * GIB),
         Injection("guard", -5, True, (("MEM_ONLINE", 0), ("MEM_GOING_OFFLINE", 12), ("MEM_GOING_ONLINE", 1))),
         ((11, "trace"), (11, "lockdep")),
+    )
+
+
+def test_a_plan_with_devices(tmp_path: Path) -> None:
+    """Sockets and virtio-mem devices go into the shape; only who takes a CPU out needs a thread for each."""
+    text = "machine: {nodes: [{memory: 1GiB, cpus: 1, possible_cpus: 2}], virtio_mem: [{size: 1GiB}]}\nsteps: [{plug_cpu: 1}]\n"
+    shape = Shape((NodeSpec(GIB, 1, possible_cpus=2),), virtio=(VirtioMem(0, GIB),))
+    assert plan(tmp_path, text).shape == shape
+    assert plan(tmp_path, text.replace("{plug_cpu: 1}", "{plug_cpu: 1}, {unplug_cpu: 1}")).shape == replace(
+        shape, gives_cpus=True
     )
 
 
@@ -84,6 +95,12 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         (MACHINE + "steps:\n  - fill: build\n", 3, "what fills a guest's memory is what runs in it"),
         (MACHINE + "callbacks: {a: {}}\nsteps:\n  - unload: notifier-error-inject\n", 4, "no module beside callbacks"),
         ("machine:\n  nodes: [1GiB]\n  slots: 0\nsteps: []\n", 3, "at least one slot"),
+        (
+            "machine:\n  nodes: [1GiB]\n  virtio_mem: [{size: 1GiB}]\nsteps:\n  - plug: {name: vm0, size: 1GiB}\n",
+            5,
+            "another name: a virtio-mem device has it",
+        ),
+        (MACHINE + "steps:\n  - plug_cpu: 1\n  - unplug_cpu: 1\n  - plug_cpu: 1\n", 5, "QEMU 7.2 does not survive that"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:

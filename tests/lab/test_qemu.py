@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from memhp.kernel import NodeSpec
@@ -51,6 +52,17 @@ def test_processors_are_numbered_over_the_nodes() -> None:
 
     assert after("-smp", line) == ["5"]
     assert after("-numa", line) == ["node,nodeid=0,cpus=0-1,memdev=boot0", "node,nodeid=1", "node,nodeid=2,cpus=2-4,memdev=boot2"]
+
+
+def test_empty_sockets_come_behind_those_of_the_processors() -> None:
+    """Node after node; they are taken by sockets of one processor. Only to take one out each needs a thread of its own."""
+    shape = Shape((NodeSpec(GIB, 1, possible_cpus=2), NodeSpec(0, 0, possible_cpus=2)))
+    line = words(shape)
+
+    assert after("-smp", line) == ["1,maxcpus=4,sockets=4,cores=1,threads=1"]
+    assert after("-numa", line) == ["node,nodeid=0,cpus=0-0,cpus=1-1,memdev=boot0", "node,nodeid=1,cpus=2-3"]
+    assert after("-accel", line) == ["tcg,thread=single"]
+    assert after("-accel", words(replace(shape, gives_cpus=True))) == ["tcg,thread=multi"]
 
 
 def test_distances_are_given_between_different_nodes() -> None:

@@ -12,6 +12,8 @@ _MEMORY = "/sys/devices/system/memory"
 _NODE = "/sys/devices/system/node"
 _POLICY = "/sys/module/memory_hotplug/parameters"
 _MASKS = ("possible", "online", "has_memory", "has_normal_memory", "has_cpu")
+_CPU = "/sys/devices/system/cpu"
+_CPU_MASKS = ("possible", "present", "online", "offline")
 _BLOCK = re.compile(r"memory(\d+)")
 _ZONE = re.compile(r"^Node (\d+), zone +(\w+)$")
 _ZONE_NUMBERS = ("spanned", "present", "managed", "start_pfn")
@@ -29,7 +31,8 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
 
     Returns:
         ``memory32`` → ``offline 0 Normal Movable``, ``memory32/`` → its directory's names, ``node1/`` → that of its blocks and
-        CPUs, ``zone 1/Normal`` → its numbers in pages, and policies, masks, ``MemTotal`` in kB by their names.
+        CPUs, ``node1 cpus`` → its ``cpulist`` and ``cpumap``, ``cpus online`` → that mask, ``cpu1`` → its ``online``,
+        ``zone 1/Normal`` → its numbers in pages, and policies, masks, ``MemTotal`` in kB by their names.
     """
 
     def text(path: str) -> str:
@@ -47,6 +50,10 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
     state |= {mask: text(f"{_NODE}/{mask}") for mask in _MASKS}
     for node in sorted(name for name in names(_NODE) if re.fullmatch(r"node\d+", name)):
         state[f"{node}/"] = " ".join(sorted(name for name in names(f"{_NODE}/{node}") if re.fullmatch(r"(memory|cpu)\d+", name)))
+        state[f"{node} cpus"] = " ".join(text(f"{_NODE}/{node}/{name}") for name in ("cpulist", "cpumap"))
+    state |= {f"cpus {mask}": text(f"{_CPU}/{mask}") for mask in _CPU_MASKS}
+    cpus = [name for name in names(_CPU) if re.fullmatch(r"cpu\d+", name)]
+    state |= {cpu: text(f"{_CPU}/{cpu}/online") for cpu in sorted(cpus) if "online" in names(f"{_CPU}/{cpu}")}
     state |= _zones(text("/proc/zoneinfo"))
     total = re.search(r"^MemTotal:\s+(\d+) kB", text("/proc/meminfo"), re.MULTILINE)
     state["MemTotal"] = total[1] if total else ""

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from memhp.conform.generate_devices import DeviceSteps
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
 from memhp.kernel.acpi import Dimm
@@ -43,10 +44,33 @@ SHAPES: tuple[dict[str, Any], ...] = (
         },
     },
     {"nodes": ["512MiB", 0], "parameters": {"memhp_default_state": "offline", "memory_hotplug.memmap_on_memory": "Y"}},
+    {
+        "nodes": ["512MiB", 0],
+        "virtio_mem": [{"size": "3GiB", "node": 1, "requested": "160MiB"}],
+        "parameters": {"memhp_default_state": "offline"},
+    },
+    {
+        "nodes": ["512MiB", 0],
+        "virtio_mem": [{"size": "2GiB", "node": 1, "block": "256MiB"}, {"size": "512MiB", "node": 1, "block": "4MiB"}],
+        "parameters": {
+            "memhp_default_state": "online_movable",
+            "memory_hotplug.online_policy": "auto-movable",
+            "memory_hotplug.auto_movable_numa_aware": "N",
+            "memory_hotplug.memmap_on_memory": "Y",
+        },
+    },
+    {
+        "nodes": [{"memory": "512MiB", "cpus": 1, "possible_cpus": 2}, {"cpus": 1, "possible_cpus": 2}],
+        "parameters": {"memhp_default_state": "offline"},
+    },
 )
 """The machines of generated scenarios."""
 
 _TYPES = ("online", "online", "online_kernel", "online_movable", "online_movable")
+_TYPES_FOR_DRIVERS = (*_TYPES, *("online_movable",) * 6)
+"""A driver can take back only what the kernel does not use."""
+_EJECT = "/sys/bus/acpi/devices/{}/eject"
+_EJECTS = ("1", "1", "1", "1", "10", "0", "x", "")
 _BAD_WORDS = ("bogus", "ONLINE", " online", "online ", "online\n\n", "going-offline", "1", "on", "offline x", "online\0junk")
 _BOOLEANS = ("1", "0", "y", "n", "on", "off", "Yes", "no", "true", "False", "2", "x", "o", " 1", "1junk", "\n")
 _POLICY_WRITES = (
@@ -104,9 +128,12 @@ class _Generator:
         self.dimms: dict[str, list[Dimm]] = {}
         self.made = 0
         self.used: set[int] = set()
+        self.devices = DeviceSteps(self.random, self.machines, options, self._write, self._mark, self.used)
+        self.types = _TYPES if "virtio_mem" not in options else _TYPES_FOR_DRIVERS
         self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
             (3, self._plug),
             (3, self._unplug),
+            (2, self._eject),
             (18, self._online),
             (12, self._offline),
             (6, self._boolean),
@@ -120,15 +147,22 @@ class _Generator:
             (6, self._error),
             (1, self._uevent),
             (1, self._poison),
+            *self.devices.kinds,
         )
 
     def make(self, count: int) -> Generated:
         weights, makers = [weight for weight, _ in self.kinds], [maker for _, maker in self.kinds]
         while len(self.generated.steps) < count:
             # Little can happen before there is memory that is new.
-            step = self.random.choices(makers, weights)[0]() if self.dimms or self.random.random() < _RARELY else self._plug()
+            if self.devices.next:
+                step = self.devices.next.pop(0)()
+            elif any(number >= _FIRST_DIMM_BLOCK for number in self.blocks) or self.random.random() < _RARELY:
+                step = self.random.choices(makers, weights)[0]()
+            else:
+                step = self._plug()
             if step is not None:
                 self.generated.steps.append(step)
+                self.devices.settle()
                 self._look()
         return self.generated
 
@@ -144,7 +178,12 @@ class _Generator:
             for block in machine.blocks.values():
                 if block.nid in self.with_boot_memory and _is_kernels(block):
                     self.used.add(block.id)
-        self.used &= set(self.blocks)
+        self.used.intersection_update(self.blocks)
+
+    def _mark(self) -> None:
+        # The struct pages of new memory lie in what is online for the kernel, wherever that is.
+        for machine in self.machines:
+            self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
 
     def _some_block(self, state: BlockState | None = None) -> MemoryBlock:
         # New ones rather than those of the boot, and in that state rather than in another one.
@@ -174,26 +213,39 @@ class _Generator:
             return None
         name = f"d{self.made}"
         self.made += 1
-        # The struct pages of new memory lie in what is online for the kernel, wherever that is.
-        for machine in self.machines:
-            self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
+        self._mark()
         self.dimms[name] = [machine.plug_dimm(node, size) for machine in self.machines]
         return {"plug": {"name": name, "size": f"{size >> 20}MiB", "node": node}}
 
-    def _unplug(self) -> dict[str, Any] | None:
+    def _dimm_that_may_leave(self) -> str | None:
         names = [name for name, dimms in self.dimms.items() if self.used.isdisjoint(dimms[0].blocks + dimms[1].blocks)]
-        if not names:
+        return self.random.choice(names) if names else None
+
+    def _eject(self) -> dict[str, Any] | None:
+        word = self.random.choice(_EJECTS)
+        name = self._dimm_that_may_leave()
+        if name is None or len({dimm.device.name for dimm in self.dimms[name]}) > 1:
+            return self._write(_EJECT.format(f"PNP0C80:0{self.random.randrange(6, 10)}"), word) if word != "1" else None
+        step = self._write(_EJECT.format(self.dimms[name][0].device.name), word)
+        self._forget(name)
+        return step
+
+    def _forget(self, name: str) -> None:
+        if not any(dimm.plugged for dimm in self.dimms[name]):
+            del self.dimms[name]
+
+    def _unplug(self) -> dict[str, Any] | None:
+        name = self._dimm_that_may_leave()
+        if name is None:
             return None
-        name = self.random.choice(names)
         for machine, dimm in zip(self.machines, self.dimms[name], strict=True):
             with contextlib.suppress(HotplugError):
                 machine.unplug_dimm(dimm)
-        if not any(dimm.plugged for dimm in self.dimms[name]):
-            del self.dimms[name]
+        self._forget(name)
         return {"unplug": name}
 
     def _online(self) -> dict[str, Any]:
-        return self._write(f"memory{self._some_block(BlockState.OFFLINE).id}/state", self.random.choice(_TYPES))
+        return self._write(f"memory{self._some_block(BlockState.OFFLINE).id}/state", self.random.choice(self.types))
 
     def _offline(self) -> dict[str, Any] | None:
         block = self._some_block(BlockState.ONLINE)
@@ -208,7 +260,7 @@ class _Generator:
         return self._write(f"memory{block.id}/state", self.random.choice(_BAD_WORDS)) if self._may_leave(block) else None
 
     def _auto_online(self) -> dict[str, Any]:
-        return self._write("auto_online_blocks", self.random.choice((*_TYPES, "offline", "offline", "bogus", "online ")))
+        return self._write("auto_online_blocks", self.random.choice((*self.types, "offline", "offline", "bogus", "online ")))
 
     def _policy(self) -> dict[str, Any]:
         name, values = self.random.choice(_POLICY_WRITES)
@@ -248,7 +300,7 @@ class _Generator:
 
     def _poison(self) -> dict[str, Any] | None:
         block = self._some_block()
-        if block.id < _FIRST_DIMM_BLOCK:
+        if block.id < _FIRST_DIMM_BLOCK or self.devices.owns(block.id):
             return None
         page = block.start_pfn + self.random.choice((0x1000, 0x1001, 0x7FFF))
         return self._write("hard_offline_page", self.random.choice(_HARD_OFFLINES).format(page=hex(page << PAGE_SHIFT)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from memhp.lab.plan import ACPI_TABLES, make_plan
 from memhp.lab.play import LabPlayer, hear
 from memhp.lab.probes import PROBES
 from memhp.lab.qemu import Shape, cpus_of
+from memhp.lab.virtio import resize
 from memhp.scenario.model import MachineSpec, Scenario
 from memhp.scenario.play import Player
 
@@ -37,18 +39,21 @@ def play_model(scenario: Scenario, rules: Rules) -> list[Observed]:
         ScenarioError: a step has no meaning on a real kernel, or asks for what isn't there.
     """
     shape = make_plan(scenario).shape
-    nodes = [NodeSpec(node.memory, count, node.distances) for node, count in zip(shape.nodes, cpus_of(shape), strict=True)]
+    nodes = [
+        NodeSpec(node.memory, count, node.distances, max(count, node.possible_cpus))
+        for node, count in zip(shape.nodes, cpus_of(shape), strict=True)
+    ]
     description: dict[str, Any] = {
         "nodes": nodes,
         "parameters": shape.parameters,
-        "room": shape.room,
+        "room": shape.most - shape.memory,
         "slots": shape.slots,
         "physical_bits": _PHYSICAL_BITS,
         "five_level_paging": True,
         "acpi_tables": ACPI_TABLES,
     }
     events: list[dict[str, Any]] = []
-    guest = dataclasses.replace(scenario, machine=MachineSpec(description, rules=rules))
+    guest = dataclasses.replace(scenario, machine=MachineSpec(description, rules=rules, virtio=shape.virtio))
     Player(guest, events.append, watch=True).play()
     return observe(events)
 
@@ -102,6 +107,8 @@ class RealKernel:
         except BaseException as error:
             self._end(type(error), error, error.__traceback__)
             raise
+        if any(step.verb in {"plug_cpu", "unplug_cpu"} for step in scenario.steps):
+            self._end(None, None, None)  # sockets are never as they were
         steps = tuple(observe(events))
         return Recording(self.kernel.release, self.kernel.version, fingerprint(scenario.file), steps)
 
@@ -135,6 +142,11 @@ class RealKernel:
                 guest.rmmod(module)
         for name in guest.monitor.dimms():
             guest.monitor.unplug(name, self.patience)
+        for device in guest.shape.virtio:
+            resize(guest, device.name, device.requested)
+        for name in self._first:
+            if re.fullmatch(r"cpu[1-9]\d*", name):
+                guest.write(f"/sys/devices/system/cpu/{name}/online", "1")
         guest.write(f"{MEMORY}/auto_online_blocks", self._first["auto_online_blocks"])
         for name in _POLICIES:
             guest.write(f"/sys/module/memory_hotplug/parameters/{name}", self._first[name])

@@ -23,6 +23,7 @@ from memhp.notifier import NotifierBlock
 from memhp.scenario import load
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
+from memhp.scenario.devices import Devices
 from memhp.scenario.model import CallbackSpec, Expectations, Scenario, Step
 from memhp.scenario.verdict import same_result
 
@@ -111,7 +112,8 @@ class _Stage:
         self.machine = self._boot(scene)
         holdings = Holdings(self.machine)
         blocks = {spec.name: self._block(spec, holdings) for spec in scenario.callbacks}
-        self._actor = Actor(self.machine, holdings, _Crew(scene), blocks, scenario.file)  # type: ignore[arg-type]
+        devices = Devices(self.machine, scenario.machine.virtio)
+        self._actor = Actor(self.machine, holdings, _Crew(scene), blocks, scenario.file, devices)  # type: ignore[arg-type]
         for spec in scenario.callbacks:
             if spec.registered:
                 self.machine.memory_chain.register(blocks[spec.name])

@@ -15,6 +15,9 @@ from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.boot import Parameters
 from memhp.kernel.cpus import Cpu, Cpus
 from memhp.kernel.devicememory import DeviceMemory
+from memhp.kernel.drivers import VirtioMem
+from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
+from memhp.kernel.drivers.virtiomem_sbm import Divided, SubBlocks
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroup, MemoryGroups
@@ -22,6 +25,7 @@ from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import Resource
 from memhp.kernel.pages import Pages
 from memhp.kernel.participants import ComputeBatch, Cpuset, Crash, Kcore, Ksm, PageExt, ReserveMem, Slab
+from memhp.kernel.sockets import Sockets
 from memhp.kernel.zones import Node, Zone
 from memhp.locking import Task
 from memhp.notifier import NotifierBlock, NotifierChain
@@ -80,6 +84,16 @@ FIELDS = (
     *_fields(ReserveMem, lambda reserve: "reserve", "", "kbytes"),
     *_fields(Kcore, lambda kcore: "kcore", "needs_update"),
     *_fields(Crash, lambda crash: "crash", "updates"),
+    *_fields(Cpu, lambda cpu: f"cpu{cpu.number}", "cooling"),
+    *_fields(Sockets, lambda sockets: "sockets", "", "_taken"),
+    *_fields(
+        VirtioMem,
+        lambda device: "virtio-mem",
+        "requested plugged offline_size queued working retry_ms broken removing _next_retry_ms _active",
+    ),
+    *_fields(SubBlocks, lambda mode: "virtio-mem", "", "blocks"),
+    *_fields(Divided, lambda mine: f"virtio-mem/memory{mine.id}", "state", "plugged held"),
+    *_fields(BigBlocks, lambda mode: "virtio-mem", "", "states _held"),
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
 
@@ -94,6 +108,7 @@ UNDECLARED = {
     "_active": "made once, whoever needs it first",
     "callback cause": "of an answer that its maker alone has",
     "early ram nodes movable_node memmap_on_memory acpi": "only while it boots",
+    "at_boot": "only while it boots",
     "_mounted": "only while it boots",
     "active": "set when the node is registered, before anybody knows it",
     "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",

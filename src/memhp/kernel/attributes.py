@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import add, device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import parse_policy
-from memhp.kernel.cpus import Cpu
+from memhp.kernel.cpus import Cpu, Cpus
 from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.hugetlb import pool_of, set_nr_hugepages
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
@@ -183,7 +183,11 @@ def _show_distance(machine: Machine, node: Node) -> str:
 
 
 def _show_cpumap(machine: Machine, node: Node) -> str:
-    return f"{sum(1 << number for number in machine.cpus.online_of(node.nid)):x}\n"
+    # "%*pb": as wide as the possible CPUs, in groups of 32.
+    width = max(machine.cpus.possible, default=0) + 1
+    digits = f"{sum(1 << number for number in machine.cpus.online_of(node.nid)):0{-(-width // 4)}x}"
+    groups = [digits[max(0, end - 8) : end] for end in range(len(digits), 0, -8)]
+    return f"{','.join(reversed(groups))}\n"
 
 
 def _mask(state: NodeState) -> Attribute:
@@ -239,8 +243,12 @@ def _store_cpu_uevent(machine: Machine, cpu: Cpu, text: str) -> None:
     machine.uevents.emit(action, f"/devices/system/cpu/cpu{cpu.number}", extra, subsystem="cpu")
 
 
-def _cpu_list(chosen: Callable[[Cpu], bool]) -> Attribute:
-    return Attribute(0o444, lambda machine, what: f"{format_ids(cpu.number for cpu in machine.cpus if chosen(cpu))}\n")
+def _cpu_list(chosen: Callable[[Cpus], Iterable[int]]) -> Attribute:
+    return Attribute(0o444, lambda machine, what: f"{format_ids(chosen(machine.cpus))}\n")
+
+
+def _offline_cpus(cpus: Cpus) -> set[int]:
+    return set(cpus.possible) - {cpu.number for cpu in cpus if cpu.online}
 
 
 def cpu_files(cpu: Cpu) -> dict[str, Attribute]:
@@ -361,10 +369,10 @@ MEMORY_FILES = {
 PROBE_FILES = {"probe": Attribute(0o200, None, _store_memory_probe)}
 
 CPU_ROOT_FILES = {
-    "online": _cpu_list(lambda cpu: cpu.online),
-    "offline": _cpu_list(lambda cpu: not cpu.online),
-    "present": _cpu_list(lambda cpu: True),
-    "possible": _cpu_list(lambda cpu: True),
+    "online": _cpu_list(lambda cpus: (cpu.number for cpu in cpus if cpu.online)),
+    "offline": _cpu_list(_offline_cpus),
+    "present": _cpu_list(lambda cpus: (cpu.number for cpu in cpus)),
+    "possible": _cpu_list(lambda cpus: cpus.possible),
     "uevent": uevent_of("/devices/system/cpu", None),
 }
 

@@ -40,6 +40,7 @@ _HOLE_START = 3 * _GIB
 _HOLE_END = 4 * _GIB
 _FLASH = 256 << 10
 _MAX_BLOCK_SIZE = 2 * _GIB
+_NODE_KEYS = ("memory", "cpus", "distances", "possible_cpus")
 # What a PC's firmware leaves of the first MiB: page 0 and 636 KiB..1 MiB are no System RAM.
 _LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
 
@@ -52,11 +53,13 @@ class NodeSpec:
         memory: bytes of RAM at boot; 0 makes a node that exists only once memory is added to it, unless it has CPUs.
         cpus: how many CPUs.
         distances: to each node, by index; 10 to itself and 20 to others if not given.
+        possible_cpus: how many CPUs it can have, those at boot among them; 0 is no more than these.
     """
 
     memory: int = 0
     cpus: int = 0
     distances: tuple[int, ...] = ()
+    possible_cpus: int = 0
 
     @classmethod
     def of(cls, value: object, where: str) -> NodeSpec:
@@ -66,21 +69,24 @@ class NodeSpec:
             InvalidInput: an unknown key, or a malformed value.
         """
         if isinstance(value, NodeSpec):
-            return cls.of({"memory": value.memory, "cpus": value.cpus, "distances": value.distances}, where)
+            return cls.of({name: getattr(value, name) for name in _NODE_KEYS}, where)
         if isinstance(value, str | int):
             return cls(memory=parse_size(value, where))
         if not isinstance(value, Mapping):
-            raise InvalidInput(value, where, "a size, or a mapping with memory, cpus, distances")
-        unknown = set(value) - {"memory", "cpus", "distances"}
+            raise InvalidInput(value, where, f"a size, or a mapping with {', '.join(_NODE_KEYS)}")
+        unknown = set(value) - set(_NODE_KEYS)
         if unknown:
-            raise InvalidInput(min(map(str, unknown)), where, "one of the keys memory, cpus, distances")
+            raise InvalidInput(min(map(str, unknown)), where, f"one of the keys {', '.join(_NODE_KEYS)}")
         cpus = value.get("cpus", 0)
         if not isinstance(cpus, int) or isinstance(cpus, bool) or not 0 <= cpus <= 8192:
             raise InvalidInput(cpus, f"{where}: cpus", "a number of CPUs")
+        possible = value.get("possible_cpus", 0)
+        if not isinstance(possible, int) or isinstance(possible, bool) or (possible and not cpus <= possible <= 8192):
+            raise InvalidInput(possible, f"{where}: possible_cpus", f"a number of CPUs, at least the {cpus} that it has at boot")
         distances = value.get("distances", ())
         if not isinstance(distances, Sequence) or not all(isinstance(d, int) and 10 <= d <= 255 for d in distances):
             raise InvalidInput(distances, f"{where}: distances", "a list of numbers from 10 to 255")
-        return cls(parse_size(value.get("memory", 0), f"{where}: memory"), cpus, tuple(distances))
+        return cls(parse_size(value.get("memory", 0), f"{where}: memory"), cpus, tuple(distances), possible)
 
 
 @dataclass(slots=True)
@@ -234,6 +240,8 @@ class Plan:
     five_level_paging: bool = False
     cpu_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """CPUs of each node, by node id."""
+    sockets: dict[int, int] = field(default_factory=dict)
+    """Nodes of the sockets without a CPU, by number."""
     memory_probe: bool = False
     firmware: tuple[tuple[int, int, str], ...] | None = None
     """The firmware's list of memory as (start, end, type), the end inclusive; None makes one from the blocks."""
@@ -307,6 +315,7 @@ def plan_from_spec(
         room_start=begin,
         room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
         cpu_ids=_number_cpus(specs),
+        sockets=_empty_sockets(specs),
         slots=slots,
         physical_bits=physical_bits,
         five_level_paging=five_level_paging,
@@ -422,6 +431,12 @@ def _number_cpus(specs: Sequence[NodeSpec]) -> dict[int, tuple[int, ...]]:
         numbered[nid] = tuple(range(first, first + spec.cpus))
         first += spec.cpus
     return numbered
+
+
+def _empty_sockets(specs: Sequence[NodeSpec]) -> dict[int, int]:
+    # Behind the sockets of those that are there, node after node.
+    nodes = [nid for nid, spec in enumerate(specs) for _ in range(spec.possible_cpus - spec.cpus)]
+    return dict(enumerate(nodes, sum(spec.cpus for spec in specs)))
 
 
 def zones_of(block: BootBlock) -> list[tuple[ZoneType, Pfn, int]]:

@@ -29,15 +29,17 @@ class Cpu:
         removed: whether it was taken out.
         device_lock: the device's lock.
         active: what those hold who use its files.
+        cooling: the number of its device among those that cool (``drivers/acpi/processor_thermal.c``); None before it has run.
     """
 
-    __slots__ = ("active", "device_lock", "nid", "number", "online", "removed")
+    __slots__ = ("active", "cooling", "device_lock", "nid", "number", "online", "removed")
 
     def __init__(self, machine: Machine, number: int, nid: int, *, online: bool) -> None:
         self.number = number
         self.nid = nid
         self.online = online
         self.removed = False
+        self.cooling: int | None = number if online else None
         self.device_lock = Mutex(f"cpu{number}/device_lock", machine.dep, lock_class="cpu device_lock", order=number)
         self.active = ActiveReference(f"cpu{number}/s_active", machine.dep, lock_class="cpu s_active", order=number)
 
@@ -51,11 +53,16 @@ class Cpu:
 
 
 class Cpus:
-    """The CPUs of one machine; iterate over it for those that are present, ascending."""
+    """The CPUs of one machine; iterate over it for those that are present, ascending.
+
+    Attributes:
+        at_boot: how many there were at boot.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._cpus: dict[int, Cpu] = {}
+        self.at_boot = 0
 
     def __iter__(self) -> Iterator[Cpu]:
         return iter([cpu for _, cpu in sorted(self._cpus.items())])
@@ -68,6 +75,13 @@ class Cpus:
         """Note CPUs that were there, and running, from the beginning."""
         for number in numbers:
             self._cpus[number] = Cpu(self._machine, number, nid, online=True)
+            self.at_boot += 1
+
+    @property
+    def possible(self) -> list[int]:
+        """The numbers that CPUs can have."""
+        count = self.at_boot + self._machine.sockets.possible
+        return sorted({*range(count), *self._cpus})
 
     def online_of(self, nid: int) -> list[int]:
         """Give the numbers of a node's CPUs that are online."""
@@ -98,7 +112,7 @@ class Cpus:
             HotplugError: EEXIST, it is there; EINVAL, no such number, or the node is not possible.
         """
         with ending_request(), self._machine.locks.device_hotplug:
-            return _hot_add(self._machine, self._cpus, number, nid)
+            return self.hot_add(number, nid)
 
     def remove(self, number: int) -> None:
         """Take a CPU out that is offline; its node goes with it if nothing else is there.
@@ -107,7 +121,15 @@ class Cpus:
             HotplugError: ENODEV, no such CPU is present; EBUSY, it is online.
         """
         with ending_request(), self._machine.locks.device_hotplug:
-            _hot_remove(self._machine, self._cpus, self._present(number))
+            self.hot_remove(self._present(number))
+
+    def hot_add(self, number: int, nid: int) -> Cpu:
+        """Do as :meth:`add` does. The caller holds device_hotplug_lock."""
+        return _hot_add(self._machine, self._cpus, number, nid)
+
+    def hot_remove(self, cpu: Cpu) -> None:
+        """Do as :meth:`remove` does. The caller holds device_hotplug_lock."""
+        _hot_remove(self._machine, self._cpus, cpu)
 
     def _present(self, number: int) -> Cpu:
         cpu = self._cpus.get(number)
@@ -141,6 +163,7 @@ def _device_up(machine: Machine, cpu: Cpu) -> int:
         with machine.locks.cpu_add_remove, WriteSide(machine.locks.cpu_hotplug):
             cpu.online = True
             machine.set_node_state(NodeState.N_CPU, cpu.nid, member=True)
+            _start(machine, cpu)
         _emit(machine, "online", cpu)
     return 0
 
@@ -157,6 +180,7 @@ def _device_down(machine: Machine, cpu: Cpu) -> int:
             if sum(other.online for other in machine.cpus) == 1:
                 raise HotplugError(errno.EBUSY, f"cpu{cpu.number} is the last one that is online")
             with WriteSide(machine.locks.cpu_hotplug):
+                _emit_machine_check(machine, "remove", cpu)
                 cpu.online = False
                 if not machine.cpus.online_of(cpu.nid):
                     machine.set_node_state(NodeState.N_CPU, cpu.nid, member=False)
@@ -175,7 +199,8 @@ def _hot_add(machine: Machine, cpus: dict[int, Cpu], number: int, nid: int) -> C
         machine.nodes[nid].cpus = tuple(sorted([*machine.nodes[nid].cpus, number]))
         with cpu.device_lock:
             pass
-    _emit(machine, "add", cpu)
+    for action in ("add", "bind"):
+        _emit(machine, action, cpu)
     return cpu
 
 
@@ -185,6 +210,11 @@ def _hot_remove(machine: Machine, cpus: dict[int, Cpu], cpu: Cpu) -> None:
     if cpu.online:
         raise HotplugError(errno.EBUSY, f"cpu{cpu.number} is online")
     node = machine.nodes[cpu.nid]
+    # acpi_processor_remove(): the driver first.
+    if cpu.cooling is not None:
+        _emit_cooling(machine, "remove", cpu.cooling)
+        cpu.cooling = None
+    _emit(machine, "unbind", cpu)
     with machine.locks.cpu_add_remove, WriteSide(machine.locks.cpu_hotplug):
         with cpu.device_lock:
             cpu.removed = True
@@ -196,6 +226,15 @@ def _hot_remove(machine: Machine, cpus: dict[int, Cpu], cpu: Cpu) -> None:
         add.try_offline_node(machine, node)
 
 
+def _start(machine: Machine, cpu: Cpu) -> None:
+    # What is called for a CPU that comes up: the driver of one that was put in starts only now (acpi_soft_cpu_online()).
+    _emit_machine_check(machine, "add", cpu)
+    if cpu.cooling is None:
+        taken = {other.cooling for other in machine.cpus}
+        cpu.cooling = next(number for number in range(len(taken) + 1) if number not in taken)
+        _emit_cooling(machine, "add", cpu.cooling)
+
+
 def _check_present(cpu: Cpu) -> None:
     if cpu.removed:
         raise HotplugError(errno.ENODEV, f"cpu{cpu.number} was removed")
@@ -203,3 +242,12 @@ def _check_present(cpu: Cpu) -> None:
 
 def _emit(machine: Machine, action: str, cpu: Cpu) -> None:
     machine.uevents.emit(action, f"/devices/system/cpu/cpu{cpu.number}", subsystem="cpu")
+
+
+def _emit_machine_check(machine: Machine, action: str, cpu: Cpu) -> None:
+    if machine.rules.value.machine_checks:
+        machine.uevents.emit(action, f"/devices/system/machinecheck/machinecheck{cpu.number}", subsystem="machinecheck")
+
+
+def _emit_cooling(machine: Machine, action: str, number: int) -> None:
+    machine.uevents.emit(action, f"/devices/virtual/thermal/cooling_device{number}", subsystem="thermal")

@@ -34,6 +34,7 @@ from memhp.kernel.offlineremove import offline_and_remove_memory
 from memhp.kernel.onlinepage import OnlinePage
 from memhp.kernel.pages import PageKind, Pages
 from memhp.kernel.rules import Rules
+from memhp.kernel.sockets import Sockets
 from memhp.kernel.sysfs import SysfsTree
 from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
@@ -75,6 +76,7 @@ class Machine(Lookup):
         node_states: the node masks, as sets of ids.
         memory_chain: the notifier chain.
         cpus: the CPUs that are present.
+        sockets: where CPUs can be put in, as a hypervisor does.
         device_memory: memory of devices, in ZONE_DEVICE.
         online_page: who gives pages of memory that comes online to the allocator.
         groups: memory groups, to which memory can be added.
@@ -113,6 +115,7 @@ class Machine(Lookup):
         self.firmware_map = FirmwareMap()
         self.groups = MemoryGroups(self)
         self.cpus: Cpus = Cpus(self)
+        self.sockets = Sockets(self, plan.sockets)
         self.device_memory = DeviceMemory(self)
         self.online_page = OnlinePage(self)
         self.boot_nodes = tuple((block.id, block.nid) for block in plan.blocks)

@@ -50,6 +50,10 @@ class RuleSet:
     Without this it works for a single block only, and asking for it elsewhere is EINVAL."""
     memmap_force: bool
     """The parameter ``memmap_on_memory`` knows ``force``."""
+    machine_checks: bool
+    """CONFIG_X86_MCE: a CPU's device of that kind comes and goes with it."""
+    absent_cpus: bool
+    """CPUs that the firmware names and that are not there become possible (6.12 does without, in QEMU's TCG)."""
     bare_parameters: frozenset[str]
     """Parameters of the module that need no value on the command line (those of the type bool)."""
     drivers_since_6_12: bool
@@ -75,6 +79,8 @@ class Rules(enum.Enum):
         rescans_container=False,
         memmap_each_block=False,
         memmap_force=False,
+        machine_checks=False,
+        absent_cpus=True,
         bare_parameters=_BARE_6_1,
         drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
@@ -92,6 +98,8 @@ class Rules(enum.Enum):
         rescans_container=False,
         memmap_each_block=False,
         memmap_force=False,
+        machine_checks=False,
+        absent_cpus=True,
         bare_parameters=_BARE_6_1,
         drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
@@ -109,6 +117,8 @@ class Rules(enum.Enum):
         rescans_container=True,
         memmap_each_block=True,
         memmap_force=True,
+        machine_checks=True,
+        absent_cpus=False,
         bare_parameters=_BARE_6_12,
         drivers_since_6_12=True,
         default_online_type=OnlineType.ONLINE,

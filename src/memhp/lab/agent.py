@@ -29,6 +29,7 @@ _NETLINK_KOBJECT_UEVENT = 15
 _SO_RCVBUFFORCE = 33
 _KERNEL_UEVENTS = 1
 _ROOM = 4 << 20
+_MOMENT = 0.02
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -60,6 +61,7 @@ class Agent:
             "machine": self.machine,
             "state": self.state,
             "begin": self.begin,
+            "settle": self.settle,
             "end": self.end,
         }
 
@@ -185,6 +187,15 @@ class Agent:
         """Forget the trace and the uevents so far."""
         os.close(os.open(self._path(_TRACE), os.O_WRONLY | os.O_TRUNC))
         list(self._heard(0.0))
+
+    def settle(self, work: str, queue: str, end: str, least: int) -> None:
+        """Wait until as much of a kind of work has ended as was queued since ``begin``, and at least so much was queued."""
+        while True:
+            lines = [line for line in self.read(_TRACE).splitlines() if work in line]
+            queued, ended = (sum(f" {event}: " in line for line in lines) for event in (queue, end))
+            if queued == ended >= least:
+                return
+            select.select([], [], [], _MOMENT)
 
     def end(self, quiet: float) -> dict[str, Any]:
         """Give the lines of the trace and the uevents since ``begin``, when none came for ``quiet`` seconds."""

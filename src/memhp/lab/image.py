@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memhp.abi import state
@@ -13,6 +12,7 @@ from memhp.errors import LabError
 from memhp.lab import agent
 from memhp.lab.cpio import Entry, device, directory, file, link, newc
 from memhp.lab.kernels import Kernel
+from memhp.lab.modules import module_data, with_needed
 
 __all__ = ["INJECTORS", "initramfs"]
 
@@ -34,13 +34,15 @@ PYTHONPATH=/lib /bin/python -S -B /lib/agent.py
 """
 
 
-def initramfs(userland: Path, kernel: Kernel) -> bytes:
-    """Make the archive for one kernel.
+def initramfs(userland: Path, kernel: Kernel, modules: Sequence[str] = ()) -> bytes:
+    """Make the archive for one kernel, with the injectors, and with more of its modules and all that they need.
 
     Raises:
         LabError: something is missing in what was fetched.
     """
-    return newc([*_frame(), *_python(userland), *(_module(kernel, name) for name in INJECTORS)])
+    more = {name: data for name, (data, _) in with_needed(kernel, modules).items()}
+    found = {**{name: module_data(kernel.module(name)) for name in INJECTORS}, **more}
+    return newc([*_frame(), *_python(userland), *(file(f"lib/{name}.ko", data) for name, data in found.items())])
 
 
 def _frame() -> Iterator[Entry]:
@@ -84,13 +86,3 @@ def _find(root: Path, pattern: str) -> Path:
         if real.is_file() and not re.search(r"-config$", path.name):
             return real
     raise LabError(f"{root} has no {pattern}", "fetch it again: memhp lab fetch")
-
-
-def _module(kernel: Kernel, name: str) -> Entry:
-    path = kernel.module(name)
-    data = path.read_bytes()
-    if path.suffix == ".xz":
-        data = lzma.decompress(data)
-    elif path.suffix != ".ko":
-        raise LabError(f"{path} is compressed in a way that memhp can't read")
-    return file(f"lib/{name}.ko", data)

@@ -11,7 +11,10 @@ from memhp.errors import LabError
 from memhp.lab.cpio import Entry, directory, file
 from memhp.lab.kernels import Kernel
 
-__all__ = ["module_data", "module_tree", "with_needed"]
+__all__ = ["VIRTIO_DRIVERS", "load_order", "module_data", "module_tree", "with_needed"]
+
+VIRTIO_DRIVERS = ("virtio_pci", "virtio_mem")
+"""What a guest with a virtio-mem device needs, beside what these need."""
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
@@ -49,6 +52,15 @@ def with_needed(kernel: Kernel, names: Sequence[str]) -> dict[str, tuple[bytes, 
         found[name] = (data, tuple(word for word in needed if not kernel.has_built_in(word)))
         waiting += needed
     return found
+
+
+def load_order(kernel: Kernel, names: Sequence[str]) -> list[str]:
+    """Give the modules and all that they need, each behind what it needs; raises as :func:`with_needed`."""
+    found = with_needed(kernel, names)
+    order: list[str] = []
+    for name in found:
+        order += [each for each in reversed([name, *_all_needed(found, name)]) if each not in order]
+    return order
 
 
 def module_tree(kernel: Kernel, names: Sequence[str], lib: str) -> Iterator[Entry]:

@@ -25,7 +25,22 @@ ACPI_TABLES = 128 << 10
 
 _LEAST, _MOST = 512 << 20, 16 << 30
 _ROOM = 64 << 30
-_VERBS = ("plug", "unplug", "online", "offline", "write", "read", "register", "unregister", "load", "unload", "note")
+_VERBS = (
+    "plug",
+    "unplug",
+    "resize",
+    "plug_cpu",
+    "unplug_cpu",
+    "online",
+    "offline",
+    "write",
+    "read",
+    "register",
+    "unregister",
+    "load",
+    "unload",
+    "note",
+)
 _INSTEAD = {"add": "plug", "add_driver_managed": "plug", "remove": "unplug", "offline_and_remove": "unplug"}
 _ASKED = {"plug": "add", "unplug": "remove"}
 _NO_DEVICE = "no such step: a guest has no such device, and its hypervisor is QEMU"
@@ -70,6 +85,7 @@ def make_plan(scenario: Scenario) -> Plan:
     injection = _injection(scenario, where)
     for step in scenario.steps:
         _check(step, scenario, where)
+    _check_cpus(scenario, where)
     return Plan(shape, injection, tuple(_unseen(scenario)))
 
 
@@ -125,7 +141,9 @@ def _shape(scenario: Scenario, where: _Where) -> Shape:
     slots = {"slots": given["slots"]} if "slots" in given else {}
     if slots == {"slots": 0}:
         where.refuse(0, where.line("machine", "slots"), "at least one slot for a guest", "machine: slots")
-    return Shape(_nodes(given, where), _parameters(given.get("parameters", "")), room=_room(given, where), **slots)
+    nodes, parameters = _nodes(given, where), _parameters(given.get("parameters", ""))
+    gives_cpus = any(step.verb == "unplug_cpu" for step in scenario.steps)
+    return Shape(nodes, parameters, room=_room(given, where), virtio=spec.virtio, gives_cpus=gives_cpus, **slots)
 
 
 def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
@@ -199,8 +217,20 @@ def _check(step: Step, scenario: Scenario, where: _Where) -> None:
         where.refuse(step.verb, step.line, _WITHOUT[step.verb], f"steps: {step.shown}")
     if step.verb not in _VERBS:
         where.refuse(step.verb, step.line, f"one of the steps {', '.join(_VERBS)} for a real kernel", f"steps: {step.shown}")
+    if step.verb == "plug" and step.arguments["name"] in {device.name for device in scenario.machine.virtio}:
+        expected = "another name: a virtio-mem device has it"
+        where.refuse(step.arguments["name"], step.line, expected, f"steps: {step.shown}")
     if step.thread:
         where.refuse(step.thread, step.line, "no thread: the steps of a guest come one after the other", f"steps: {step.shown}")
+
+
+def _check_cpus(scenario: Scenario, where: _Where) -> None:
+    taken_out = False
+    for step in scenario.steps:
+        if step.verb == "plug_cpu" and taken_out:
+            expected = "no CPU put in after one was taken out: QEMU 7.2 does not survive that"
+            where.refuse(step.arguments["socket"], step.line, expected, f"steps: {step.shown}")
+        taken_out = taken_out or step.verb == "unplug_cpu"
 
 
 def _unseen(scenario: Scenario) -> list[tuple[int, str]]:

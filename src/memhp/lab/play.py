@@ -11,6 +11,7 @@ from memhp.abi.paths import MEMORY
 from memhp.abi.state import changes
 from memhp.abi.uevent import Uevent
 from memhp.errors import DimmRefused, InvalidInput, errno_name
+from memhp.lab import virtio
 from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel
@@ -20,13 +21,14 @@ from memhp.scenario.model import Expectations, Scenario, Step, answer_name
 from memhp.scenario.play import CHAIN
 from memhp.scenario.select import BlockView, Selector
 from memhp.scenario.verdict import failure, same_result
-from memhp.units import format_ids
+from memhp.units import format_ids, format_size, parse_ids
 
 __all__ = ["LabPlayer", "hear"]
 
 Event = dict[str, Any]
 Block = dict[str, Any]
 
+_PRESENT = "/sys/devices/system/cpu/present"
 _ERRORS = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 _INJECTORS = re.compile(r"/module/(memory_)?notifier_error_inject$")
 """Their uevents, where they stand for a callback, are not of what a scenario says: shown, and not compared."""
@@ -42,6 +44,8 @@ def hear(guest: Guest, probes: Probes) -> None:
         address = lines[0].split()[0] if lines else "0"
     for path, text in probes.definitions(address):
         guest.write(path, text, append=True)
+    if guest.shape.virtio:
+        virtio.load_driver(guest)
 
 
 class LabPlayer:
@@ -92,6 +96,9 @@ class LabPlayer:
         self._verbs: dict[str, Callable[[Step], str]] = {
             "plug": self._plug,
             "unplug": self._unplug,
+            "resize": self._resize,
+            "plug_cpu": self._plug_cpu,
+            "unplug_cpu": self._unplug_cpu,
             "load": self._load,
             "unload": self._unload,
             "online": self._online,
@@ -193,7 +200,9 @@ class LabPlayer:
 
     def _say_heard(self, step: Step) -> None:
         self._for_callbacks = step.verb in {"register", "unregister"}
-        slow = step.verb in {"plug", "unplug"} or _ejects(step)
+        slow = step.verb in {"plug", "unplug", "plug_cpu", "unplug_cpu"} or _ejects(step)
+        if self._guest.shape.virtio:
+            virtio.settle(self._guest)
         heard = self._guest.ask("end", quiet=_QUIET if slow else 0.0)
         waiting = [uevent for uevent in map(_decode, heard["uevents"]) if uevent is not None]
         for entry in read_trace(heard["trace"], self._probes.rules):
@@ -268,6 +277,19 @@ class LabPlayer:
         if name is not None:
             del self._dimms[name]
             self._gone.add(name)
+
+    def _resize(self, step: Step) -> str:
+        return format_size(virtio.resize(self._guest, step.arguments["name"], step.arguments["size"]))
+
+    def _plug_cpu(self, step: Step) -> str:
+        before = self._guest.read(_PRESENT)
+        self._guest.monitor.plug_cpu(step.arguments["socket"], self._patience)
+        new = set(parse_ids(self._guest.read(_PRESENT))) - set(parse_ids(before))
+        return f"cpu{format_ids(new)}" if new else "no CPU"
+
+    def _unplug_cpu(self, step: Step) -> str:
+        self._guest.monitor.unplug_cpu(step.arguments["socket"], self._patience)
+        return ""
 
     def _load(self, step: Step) -> str:
         parameters = step.arguments["parameters"]

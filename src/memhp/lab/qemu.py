@@ -7,32 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memhp.kernel import NodeSpec
+from memhp.scenario.model import VirtioMem
 from memhp.units import format_size
 
-__all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of"]
+__all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"]
 
 QEMU = "qemu-system-x86_64"
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
 """A panic ends the guest (with -no-reboot) rather than leave it standing."""
-
-
-@dataclass(frozen=True, slots=True)
-class VirtioMem:
-    """A virtio-mem device: memory of one node whose size the hypervisor asks for, and the guest's driver follows.
-
-    Attributes:
-        node: whose memory it is.
-        size: bytes that it can have.
-        requested: bytes that the guest is asked to take at boot.
-        block: bytes of the smallest part that comes or goes; QEMU's choice, 2 MiB, if 0.
-        name: of the device.
-    """
-
-    node: int
-    size: int
-    requested: int = 0
-    block: int = 0
-    name: str = "vm0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +27,7 @@ class Shape:
         slots: how many DIMMs can be plugged in.
         room: bytes of memory that all of them can have.
         virtio: virtio-mem devices; their sizes are not part of the room.
+        gives_cpus: whether a CPU will be taken out; then each CPU is emulated in a thread of its own, which is less reliable.
     """
 
     nodes: tuple[NodeSpec, ...]
@@ -52,6 +35,7 @@ class Shape:
     slots: int = 16
     room: int = 64 << 30
     virtio: tuple[VirtioMem, ...] = ()
+    gives_cpus: bool = False
 
     @property
     def memory(self) -> int:
@@ -81,12 +65,15 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path, *, ter
         directory: where the sockets and the console's text go.
         terminal: whether the console is a socket as well as a file.
     """
-    cpus = sum(cpus_of(shape))
+    cpus, empty = sum(cpus_of(shape)), sum(sockets_of(shape))
+    # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
+    # In one thread: with a thread for each CPU, a kernel that patches itself while another CPU runs there has panicked.
+    # But in one thread QEMU can't take a CPU out: it would wait for its own end.
+    threads = "multi" if shape.gives_cpus else "single"
     return [
         QEMU,
-        # TCG, because it works everywhere and the same; a guest that boots and runs a few steps has no use for more speed.
-        # In one thread: with a thread for each CPU, a kernel that patches itself while another CPU runs there has panicked.
-        *("-accel", "tcg,thread=single", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max", "-smp", str(cpus)),
+        *("-accel", f"tcg,thread={threads}", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max"),
+        *("-smp", f"{cpus},maxcpus={cpus + empty},sockets={cpus + empty},cores=1,threads=1" if empty else str(cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.most >> 20}M"),
         *_numa(shape),
@@ -117,19 +104,26 @@ def cpus_of(shape: Shape) -> list[int]:
     return counts if any(counts) else [1, *counts[1:]]
 
 
+def sockets_of(shape: Shape) -> list[int]:
+    """Give the empty sockets of each node."""
+    return [max(0, node.possible_cpus - count) for node, count in zip(shape.nodes, cpus_of(shape), strict=True)]
+
+
 def _numa(shape: Shape) -> list[str]:
     words: list[str] = []
-    first = 0
-    for number, (node, count) in enumerate(zip(shape.nodes, cpus_of(shape), strict=True)):
-        has = f"node,nodeid={number}"
-        if count:
-            has += f",cpus={first}-{first + count - 1}"
-            first += count
+    first, empty = 0, sum(cpus_of(shape))
+    for number, (node, count, sockets) in enumerate(zip(shape.nodes, cpus_of(shape), sockets_of(shape), strict=True)):
+        has = f"node,nodeid={number}{_range(first, count)}{_range(empty, sockets)}"
+        first, empty = first + count, empty + sockets
         if node.memory:
             words += ["-object", f"memory-backend-ram,id=boot{number},size={node.memory}"]
             has += f",memdev=boot{number}"
         words += ["-numa", has]
     return [*words, *_distances(shape.nodes)]
+
+
+def _range(first: int, count: int) -> str:
+    return f",cpus={first}-{first + count - 1}" if count else ""
 
 
 def _distances(nodes: Sequence[NodeSpec]) -> list[str]:

@@ -36,6 +36,9 @@ _REFUSALS = (
     ("doesn't take value", errno.EINVAL),
     ("usable range for memory devices", errno.EINVAL),
     ("exceeds the number of numa nodes", errno.EINVAL),
+    ("has to be multiples of", errno.EINVAL),
+    ("cannot exceed the memory backend", errno.EINVAL),
+    ("not found", errno.ENODEV),
 )
 """What QEMU says when it does not take a DIMM, as the errno that the model has for it."""
 _ANSWER = 30.0
@@ -156,19 +159,54 @@ class Monitor:
             DimmRefused: there is no such device, or it can't have that size.
             GuestFailed: QEMU does not answer.
         """
-        if name not in {device.name for device in self.memory_devices() if device.kind == "virtio-mem"}:
-            raise DimmRefused(f"the guest has no virtio-mem device {name}", errno.ENODEV)
+        self.virtio_mem(name)
         end = time.monotonic() + seconds
         self._events.clear()
-        self.execute("qom-set", path=f"/machine/peripheral/{name}", property="requested-size", value=size)
+        self.request(name, size)
         while True:
-            (device,) = [device for device in self.memory_devices() if device.name == name]
+            has = self.virtio_mem(name).size
             left = end - time.monotonic()
-            if device.size == size or left <= 0:
-                return device.size
+            if has == size or left <= 0:
+                return has
             with contextlib.suppress(TimeoutError):
                 # QEMU holds such events back to one a second, so what they say may be old: they only wake us.
                 self._do(self._events.get(), min(left, _HELD_BACK))
+
+    def virtio_mem(self, name: str) -> MemoryDevice:
+        """Give a virtio-mem device as it is; raises DimmRefused if there is none of that name."""
+        for device in self.memory_devices():
+            if device.name == name and device.kind == "virtio-mem":
+                return device
+        raise DimmRefused(f"the guest has no virtio-mem device {name}", errno.ENODEV)
+
+    def request(self, name: str, size: int) -> None:
+        """Say which size a virtio-mem device shall have, and wait for nobody; raises as :meth:`execute`."""
+        self.execute("qom-set", path=f"/machine/peripheral/{name}", property="requested-size", value=size)
+
+    def plug_cpu(self, socket: int, seconds: float) -> None:
+        """Put a CPU into an empty socket and wait until the guest's kernel has dealt with it.
+
+        Raises:
+            DimmRefused: there is no such socket, or a CPU is in it.
+            GuestFailed: nobody answers.
+        """
+        found = self.execute("query-hotpluggable-cpus")
+        places = [entry for entry in found if entry["props"]["socket-id"] == socket] if isinstance(found, list) else []
+        if not places:
+            raise DimmRefused(f"the guest has no socket {socket}", errno.EINVAL)
+        if "qom-path" in places[0]:
+            raise DimmRefused(f"there is a CPU in socket {socket} of the guest", errno.EEXIST)
+        self._events.clear()
+        self.execute("device_add", driver=places[0]["type"], id=_cpu_name(socket), **places[0]["props"])
+        self._wait(_status, seconds, f"the CPU in socket {socket} of the guest")
+
+    def unplug_cpu(self, socket: int, seconds: float) -> None:
+        """Ask the guest's kernel for a CPU that was put in, and wait for its answer; raises as :meth:`unplug`."""
+        self._events.clear()
+        self.execute("device_del", id=_cpu_name(socket))
+        status = self._wait(_removed, seconds, f"the ejection of the CPU in socket {socket}")
+        if status:
+            raise _refused("keeps", status)
 
     def quit(self) -> None:
         """End QEMU, and with it the guest."""
@@ -209,6 +247,10 @@ class Monitor:
             return self._do(listen(), seconds)
         except TimeoutError as error:
             raise GuestFailed(f"no word of {what} within {seconds:g} s") from error
+
+
+def _cpu_name(socket: int) -> str:
+    return f"socket{socket}"
 
 
 def _device(kind: str, data: dict[str, Any]) -> MemoryDevice:

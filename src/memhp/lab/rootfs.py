@@ -22,14 +22,13 @@ from memhp.lab import agent
 from memhp.lab.cpio import Entry, device, directory, file, link, newc
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel, cache_dir
-from memhp.lab.modules import module_tree
+from memhp.lab.modules import VIRTIO_DRIVERS, module_tree
 
 __all__ = ["Addition", "read_addition", "shell_root"]
 
 Addition = tuple[Path, str]
 """A file or directory of this machine, and its path in the guest."""
 
-_VIRTIO = ("virtio_pci", "virtio_mem")
 _LIB = "usr/lib"
 _LOADER = "ld-linux-x86-64.so.2"
 _LIBRARIES = (
@@ -115,7 +114,7 @@ def shell_root(
         LabError: something is missing in what was fetched, or the kernel has no such module.
     """
     wanted = [name for name in INJECTORS if not kernel.modules or kernel.modules.is_dir()]
-    loaded = [name for name in _VIRTIO if not kernel.has_built_in(name)] if virtio else []
+    loaded = [name for name in VIRTIO_DRIVERS if not kernel.has_built_in(name)] if virtio else []
     start = "\n".join(f"modprobe {name}" for name in loaded) + "\n"
     init = _INIT.format(terminal=terminal, modules=start) + (_SHELL if shell else _NO_SHELL)
     own = [

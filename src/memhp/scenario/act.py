@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memhp.notifier import NotifierBlock
     from memhp.scenario.behaviours import Holdings
     from memhp.scenario.crew import Crew
+    from memhp.scenario.devices import Devices
 
 __all__ = ["Actor"]
 
@@ -32,11 +33,20 @@ class Actor:
         selector: which blocks they mean.
     """
 
-    def __init__(self, machine: Machine, holdings: Holdings, crew: Crew, callbacks: dict[str, NotifierBlock], file: Path) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        holdings: Holdings,
+        crew: Crew,
+        callbacks: dict[str, NotifierBlock],
+        file: Path,
+        devices: Devices,
+    ) -> None:
         self._machine = machine
         self._holdings = holdings
         self._crew = crew
         self._callbacks = callbacks
+        self._devices = devices
         self._dimms: dict[str, Dimm] = {}
         self.selector = Selector(self._views, lambda: machine.block_size, file)
         self._groups: dict[str, int] = {}
@@ -63,6 +73,7 @@ class Actor:
             "load": self._load,
             "unload": self._unload,
             "signal": self._signal,
+            **devices.verbs,
             "fill": self._fill,
             **Attached(machine, self.selector).verbs,
         }
@@ -74,7 +85,10 @@ class Actor:
             MemhpError: what the machine raised.
             ScenarioError: the step asks for something that isn't there.
         """
-        return self._verbs[step.verb](step) or ""
+        try:
+            return self._verbs[step.verb](step) or ""
+        finally:
+            self._devices.settle()
 
     # -- the verbs
 

@@ -13,6 +13,8 @@ from memhp.kernel import Machine, MhpFlags, OnlineType, PageKind, Rules
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.notifier import NOTIFY_OK
 from memhp.scenario import words
+from memhp.scenario.devices import STEPS as DEVICE_STEPS
+from memhp.scenario.devices import decode_virtio_mem
 from memhp.scenario.driversteps import DRIVER_STEPS
 from memhp.scenario.model import (
     Allocate,
@@ -50,7 +52,7 @@ _DESCRIPTION = (
     "acpi_tables",
     "memory_probe",
 )
-_MACHINE = (*_DESCRIPTION, "rules", "device_hotplug_lock", "from", "otherwise")
+_MACHINE = (*_DESCRIPTION, "virtio_mem", "rules", "device_hotplug_lock", "from", "otherwise")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|us)")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _LONGEST = 3600
@@ -106,7 +108,8 @@ def _machine(value: Value) -> MachineSpec:
         described["hypervisor"].boolean()
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
-    return MachineSpec(description, source, rules, lock)
+    virtio = fields.get("virtio_mem")
+    return MachineSpec(description, source, rules, lock, () if virtio is None else decode_virtio_mem(virtio, description))
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:
@@ -395,6 +398,7 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "load": _load,
     "unload": _unload,
     "signal": _named("signal"),
+    **DEVICE_STEPS,
     "note": _note,
     **DRIVER_STEPS,
 }

@@ -22,6 +22,7 @@ __all__ = [
     "Scenario",
     "Selection",
     "Step",
+    "VirtioMem",
     "answer_name",
     "parse_answer",
 ]
@@ -52,6 +53,25 @@ def errno_number(word: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtioMem:
+    """A virtio-mem device: memory of one node whose size the hypervisor asks for, and the guest's driver follows.
+
+    Attributes:
+        node: whose memory it is.
+        size: bytes that it can have.
+        requested: bytes that the guest is asked to take at boot.
+        block: bytes of the smallest part that comes or goes; QEMU's choice, 2 MiB, if 0.
+        name: of the device.
+    """
+
+    node: int
+    size: int
+    requested: int = 0
+    block: int = 0
+    name: str = "vm0"
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """What machine to begin with: a description, or where to read one."""
 
@@ -61,6 +81,7 @@ class MachineSpec:
     """``host``, or a directory with a captured /sys."""
     rules: Rules = Rules.DOCUMENTED
     device_hotplug_lock: bool = True
+    virtio: tuple[VirtioMem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

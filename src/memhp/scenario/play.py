@@ -18,6 +18,7 @@ from memhp.notifier import NOTIFY_OK, Call, NotifierBlock
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
+from memhp.scenario.devices import Devices
 from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
@@ -122,6 +123,7 @@ class Player:
     def _begin(self) -> None:
         scenario = self._scenario
         machine = self.machine = self._make_machine()
+        devices = Devices(machine, scenario.machine.virtio)
         holdings = Holdings(machine)
         if self._watch:
             machine.memory_chain.register(NotifierBlock(lambda *_: NOTIFY_OK, 2**31 - 1, CHAIN))
@@ -134,7 +136,7 @@ class Player:
             for spec in scenario.callbacks
         }
         machine.acpi.run = self._crew.start
-        self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file)
+        self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file, devices)
         self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._rules.text)
         self._emit("machine", moment="before", source=self._source, **_picture(machine))
         for spec in scenario.callbacks:

@@ -227,12 +227,17 @@ class VirtioMem:
     def remove(self, start: int, size: int) -> None:
         """Remove a range that is offline."""
         self.machine.remove_memory(start, size)
-        self.offline_size -= size
+        self._removed(size)
 
     def offline_and_remove(self, start: int, size: int) -> None:
         """Take a range offline and remove it. It then counts neither as online nor as offline."""
         self.machine.offline_and_remove_memory(start, size)
+        self._removed(size)
+
+    def _removed(self, size: int) -> None:
+        # The memmap has gone too, so what could not be unplugged perhaps can be: tried again at once.
         self.offline_size -= size
+        self.queued = True
 
     # -- the notifier
 
@@ -261,8 +266,6 @@ class VirtioMem:
         self.mode.notify(action, start, size)
         if action is MEM_OFFLINE:
             self.offline_size += size
-            # Now that something is offline, what could not be unplugged perhaps can be.
-            self.queued = True
         elif action is MEM_ONLINE:
             self.offline_size -= size
             if not self.working and self.could_add(self.offline_threshold // 2):

@@ -1,0 +1,180 @@
+"""How strong generated scenarios are: with a bug planted in the model, some of the first 52 tell
+it from the model as it is, which does what the kernels do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from memhp.conform import Observed, differences
+from memhp.conform.generate import SHAPES, generate, write_scenario
+from memhp.conform.play import play_model
+from memhp.events import MEM_OFFLINE, MEM_ONLINE, MemoryAction
+from memhp.kernel import Machine, Rules, acpi_files, attributes, cpus
+from memhp.kernel.cpus import Cpu
+from memhp.kernel.drivers import VirtioMem, virtiomem_sbm
+from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
+from memhp.kernel.drivers.virtiomem_sbm import BlockState, SubBlocks
+from memhp.kernel.sockets import Sockets
+from memhp.kernel.zones import NodeState
+from memhp.notifier import NotifyResult
+from memhp.scenario import load
+from memhp.scenario.model import Scenario
+
+SEEDS = range(1, 53)
+STEPS = 100
+RULES = (Rules.LINUX_6_1, Rules.LINUX_6_12)
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+class Runs:
+    """The scenarios, and what the model as it is does in them; made when they are needed first."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[int, tuple[Scenario, list[Sequence[Observed]]]] = {}
+
+    def get(self, seed: int) -> tuple[Scenario, list[Sequence[Observed]]]:
+        if seed not in self._made:
+            scenario = load(write_scenario(generate(seed, STEPS), self._directory))
+            self._made[seed] = scenario, [play_model(scenario, rules) for rules in RULES]
+        return self._made[seed]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("generated"))
+
+
+# -- bugs of virtio-mem
+
+
+def works_when_something_goes_offline(patch: pytest.MonkeyPatch) -> None:
+    end = VirtioMem._end
+
+    def wrong(self: VirtioMem, action: MemoryAction, start: int, size: int) -> None:
+        end(self, action, start, size)
+        self.queued = self.queued or action is MEM_OFFLINE
+
+    patch.setattr(VirtioMem, "_end", wrong)
+
+
+def forgets_that_offline_memory_has_gone(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: VirtioMem, size: int) -> None:
+        self.queued = True
+
+    patch.setattr(VirtioMem, "_removed", wrong)
+
+
+def counts_what_it_took(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(virtiomem_sbm, "adjust_managed_page_count", lambda block, pages: None)
+
+
+def takes_full_blocks_before_partial_ones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(virtiomem_sbm, "_TO_UNPLUG", tuple(sorted(virtiomem_sbm._TO_UNPLUG, key=lambda pair: pair[1])))
+
+
+def takes_online_blocks_before_offline_ones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(virtiomem_sbm, "_TO_UNPLUG", virtiomem_sbm._TO_UNPLUG[2:] + virtiomem_sbm._TO_UNPLUG[:2])
+
+
+def fills_new_blocks_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(virtiomem_sbm, "_TO_PLUG", ())
+
+
+def takes_the_lowest_big_block(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BigBlocks, "_rank", lambda self, number: number)
+
+
+def takes_every_block_for_a_kernel_block(patch: pytest.MonkeyPatch) -> None:
+    notify = SubBlocks.notify
+
+    def wrong(self: SubBlocks, action: MemoryAction, start: int, size: int) -> NotifyResult:
+        answer = notify(self, action, start, size)
+        if action is MEM_ONLINE:
+            self._at(start).state = BlockState.KERNEL
+        return answer
+
+    patch.setattr(SubBlocks, "notify", wrong)
+
+
+# -- bugs of CPUs
+
+
+def keeps_its_node_among_those_with_cpus(patch: pytest.MonkeyPatch) -> None:
+    set_state = Machine.set_node_state
+
+    def wrong(self: Machine, state: NodeState, nid: int, *, member: bool) -> None:
+        set_state(self, state, nid, member=member or state is NodeState.N_CPU)
+
+    patch.setattr(Machine, "set_node_state", wrong)
+
+
+def forgets_the_device_of_machine_checks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cpus, "_emit_machine_check", lambda machine, action, cpu: None)
+
+
+def lists_cpus_that_are_offline(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: cpus.Cpus, nid: int) -> list[int]:
+        return [cpu.number for cpu in self if cpu.nid == nid]
+
+    patch.setattr(cpus.Cpus, "online_of", wrong)
+
+
+def numbers_a_new_cpu_by_its_socket(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Sockets, number: int) -> Cpu | None:
+        machine = self._machine
+        if number not in self._nodes or not self.possible:
+            return plug(self, number)
+        self._taken[number] = cpu = machine.cpus.add(number, self._nodes[number])
+        return cpu
+
+    plug = Sockets.plug
+    patch.setattr(Sockets, "plug", wrong)
+
+
+# -- bugs of ejection
+
+
+def ejects_whatever_is_written(patch: pytest.MonkeyPatch) -> None:
+    store = acpi_files._store_eject
+    attribute = acpi_files._DEVICE_FILES["eject"]
+    wrong = attributes.Attribute(attribute.mode, None, lambda machine, device, text: store(machine, device, "1"))
+    patch.setitem(acpi_files._DEVICE_FILES, "eject", wrong)
+
+
+VIRTIO = {number for number, shape in enumerate(SHAPES) if "virtio_mem" in shape}
+CPUS = {number for number, shape in enumerate(SHAPES) if "possible_cpus" in str(shape)}
+ANY = set(range(len(SHAPES)))
+BUGS: dict[Plant, set[int]] = {
+    works_when_something_goes_offline: VIRTIO,
+    forgets_that_offline_memory_has_gone: VIRTIO,
+    counts_what_it_took: VIRTIO,
+    takes_full_blocks_before_partial_ones: VIRTIO,
+    takes_online_blocks_before_offline_ones: VIRTIO,
+    fills_new_blocks_only: VIRTIO,
+    takes_the_lowest_big_block: VIRTIO,
+    takes_every_block_for_a_kernel_block: VIRTIO,
+    keeps_its_node_among_those_with_cpus: CPUS,
+    forgets_the_device_of_machine_checks: CPUS,
+    lists_cpus_that_are_offline: CPUS,
+    numbers_a_new_cpu_by_its_socket: CPUS,
+    ejects_whatever_is_written: ANY,
+}
+"""Each with the machines on which it can show."""
+
+
+@pytest.mark.parametrize(("plant", "machines"), BUGS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_planted_bug_is_found(plant: Plant, machines: set[int], runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one of them at least, in the length of the long run (make conform)."""
+    for seed in (seed for seed in SEEDS if seed % len(SHAPES) in machines):
+        scenario, expected = runs.get(seed)
+        with monkeypatch.context() as patch:
+            plant(patch)
+            found = [differences(play_model(scenario, rules), real) for rules, real in zip(RULES, expected, strict=True)]
+        if any(found):
+            return
+    pytest.fail(f"none of {len(SEEDS)} scenarios of {STEPS} steps shows that the model {plant.__name__}")
