@@ -28,6 +28,7 @@ __all__ = [
     "pfn_to_addr",
     "pfn_to_section_nr",
     "section_nr_to_pfn",
+    "whole_number",
 ]
 
 Pfn = NewType("Pfn", int)
@@ -44,6 +45,17 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 
 _SIZE = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:iB)?|B)?\s*", re.IGNORECASE)
 _DECIMAL = re.compile(r"\s*[\d.]+\s*[KMGTP]B\s*", re.IGNORECASE)
 _IDS = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+
+
+def whole_number(value: object, where: str, expected: str = "a number of bytes") -> int:
+    """Give a number that a caller has passed, as it is.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput(value, where, expected)
+    return value
 
 
 def pfn_to_addr(pfn: Pfn) -> PhysAddr:

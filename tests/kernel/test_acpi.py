@@ -16,6 +16,7 @@ from memhp import (
     Machine,
     MemoryAction,
     MemoryNotify,
+    MhpFlags,
     NotifierBlock,
     NotifyResult,
     PageKind,
@@ -24,7 +25,23 @@ from memhp import (
     notifier_from_errno,
 )
 from memhp.kernel.acpi import Dimm
-from support import BLOCK, GIB, MEMORY, MIB, Boot, Log, refusal, snapshot, state, until_parked, valid_zones, write
+from support import (
+    BLOCK,
+    GIB,
+    MEMORY,
+    MIB,
+    Boot,
+    Log,
+    another_reads,
+    in_thread,
+    interrupt,
+    refusal,
+    snapshot,
+    state,
+    until_parked,
+    valid_zones,
+    write,
+)
 
 KERNELS = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12], ids=["6.1", "6.12"])
 EJECT = "/sys/bus/acpi/devices/PNP0C80:00/eject"
@@ -51,6 +68,13 @@ def refuse(machine: Machine, action: MemoryAction, number: int, *blocks: int) ->
         return notifier_from_errno(-number) if heard is action and machine.block_id_of(arg.start_pfn) in blocks else OK
 
     return machine.hotplug_memory_notifier(callback)
+
+
+def without_modalias(picture: dict[str, object]) -> dict[str, object]:
+    """Leave out the files that tell whether there ever was a DIMM (fact 10.4a)."""
+    files = picture["files"]
+    assert isinstance(files, dict)
+    return {**picture, "files": {path: text for path, text in files.items() if not path.endswith(("/modalias", "/uevent"))}}
 
 
 def reports(dimm: Dimm) -> list[tuple[int, int]]:
@@ -174,6 +198,7 @@ def test_auto_online_comes_before_the_container(boot: Boot, rules: Rules) -> Non
 
 
 @KERNELS
+@pytest.mark.fact("10.1a", "5.13a")
 def test_a_dimm_that_the_kernel_can_not_add_is_a_success_to_the_firmware(boot: Boot, rules: Rules) -> None:
     """Half a block can't be added; the status is 0 all the same, and the DIMM can be pulled out again."""
     machine = boot_two_nodes(boot, rules)
@@ -187,6 +212,7 @@ def test_a_dimm_that_the_kernel_can_not_add_is_a_success_to_the_firmware(boot: B
 
 
 @pytest.mark.parametrize(("rules", "blocks"), [(Rules.LINUX_6_1, []), (Rules.LINUX_6_12, [32])], ids=["6.1", "6.12"])
+@pytest.mark.fact("10.1a")
 def test_the_next_dimm_lets_6_12_try_again(boot: Boot, rules: Rules, blocks: list[int]) -> None:
     """6.12 scans the whole container, so it also takes what it could not take before; 6.1 looks at the new DIMM alone."""
     machine = boot_two_nodes(boot, rules)
@@ -382,6 +408,43 @@ def test_an_interrupt_while_a_dimm_goes_brings_its_blocks_back(boot: Boot) -> No
     with pytest.raises(KeyboardInterrupt):
         machine.unplug_dimm(dimm)
     assert ([state(machine, block) for block in (32, 33)], machine.dimms) == (["online", "online"], [dimm])
+
+
+def test_an_interrupt_while_a_dimm_comes_leaves_neither_it_nor_its_group(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the kernel waits for those who read memory: the slot is empty, as if nothing had come."""
+    machine = boot_two_nodes(boot)
+    before = snapshot(machine)
+    interrupt(monkeypatch, "victim", when_woken=False)
+    with another_reads(machine):
+        victim = in_thread(lambda: machine.plug_dimm(1, BLOCK), "victim")
+        with pytest.raises(KeyboardInterrupt):
+            victim.result()
+    assert without_modalias(snapshot(machine)) == without_modalias(before)
+    assert (machine.dimms, list(machine.groups), sorted(machine.blocks)) == ([], [], list(range(8)))
+
+
+@KERNELS
+@pytest.mark.fact("10.1", "10.2")
+def test_a_dimm_of_odd_size_on_memory_that_was_there_can_not_go(boot: Boot, rules: Rules) -> None:
+    """EEXIST counts as added, so whole blocks are bound to it. Where the kernel would stop with BUG(), they come back."""
+    machine = boot_two_nodes(boot, rules)
+    machine.add_memory(1, 4 * GIB, 2 * BLOCK)
+    dimm = machine.plug_dimm(1, 130 * MIB, 4 * GIB)
+    write(machine, "memory32/state", "online")
+    assert (dimm.blocks, refusal(machine.unplug_dimm, dimm)) == ([32, 33], "EINVAL")
+    assert reports(dimm) == [(1, 0), (3, 0x84), (3, 1)]
+    assert ([state(machine, block) for block in (32, 33)], machine.dimms) == (["online", "offline"], [dimm])
+
+
+@KERNELS
+def test_memory_of_others_in_the_group_of_a_dimm_does_not_keep_it(boot: Boot, rules: Rules) -> None:
+    """The kernel does not look at what unregistering the group says; the group stays for who uses it."""
+    machine = boot_two_nodes(boot, rules)
+    dimm = machine.plug_dimm(1, BLOCK)
+    [group] = machine.groups
+    machine.add_memory(group.id, 8 * GIB, BLOCK, flags=MhpFlags.NID_IS_MGID)
+    machine.unplug_dimm(dimm)
+    assert (machine.dimms, reports(dimm)[-1], sorted(group.blocks)) == ([], (3, 0), [64])
 
 
 # -- the files

@@ -19,6 +19,12 @@ LIVE = Path(MEMORY)
 # -- from a spec
 
 
+def test_a_block_with_two_parts_in_a_zone_is_one_of_its_blocks(boot: Boot) -> None:
+    """The first MiB leaves two parts of memory0 in zone DMA."""
+    zone = boot("1GiB").zone(0, "DMA")
+    assert ([block.id for block in zone.ascending()], sorted(zone.blocks)) == ([0], [0])
+
+
 @pytest.mark.fact("5.14", "6.6")
 def test_a_pc_keeps_parts_of_its_first_mebibyte(boot: Boot) -> None:
     """Page 0 and 0x9f..0xff are no RAM: DMA begins at page 1 and has 3998 pages."""

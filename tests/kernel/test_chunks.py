@@ -6,6 +6,7 @@ import errno as errnos
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from memhp import HotplugError, InvalidInput, Machine, PageKind, PageRefusal, Rules
+from memhp.kernel.chunks import Chunks
 from memhp.kernel.kinds import MigrateType
 from memhp.kernel.pagemap import PageArray
 from memhp.locking import switch
 from page_checker import check_pages
-from support import Boot, in_thread, until_parked, write
+from support import Boot, Running, in_thread, until_parked, write
 
 MOVABLE = [PageKind.ANONYMOUS, PageKind.FILE]
 KERNEL = [PageKind.SLAB, PageKind.PAGE_TABLE, PageKind.RECLAIMABLE]
@@ -448,3 +450,78 @@ def test_numpy_comes_with_the_first_chunk() -> None:
     )
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert output == "False\nTrue\n"
+
+
+# -- several threads
+
+
+def test_two_threads_that_need_the_first_chunk_ask_one_allocator(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes while the other is still setting it up waits, and no page is counted twice or lost."""
+    machine = boot("1GiB")
+    begun, go_on = threading.Event(), threading.Event()
+    set_up = Chunks.__init__
+
+    def slowly(self: Chunks, *args: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        set_up(self, *args)
+
+    monkeypatch.setattr(Chunks, "__init__", slowly)
+    one = in_thread(machine.pages.alloc_pages, "one")
+    assert begun.wait(30)
+    other = in_thread(machine.pages.alloc_pages, "other")
+    until_parked(other)
+    go_on.set()
+    assert {one.result().pfn, other.result().pfn} == {0x1000, 0x1001}
+    check_pages(machine)
+
+
+class Late:
+    """A lock before which somebody else comes, once."""
+
+    def __init__(self, lock: Any, act: Callable[[], object]) -> None:
+        self._lock = lock
+        self._acts = [act]
+
+    def __enter__(self) -> None:
+        while self._acts:
+            self._acts.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def test_of_two_who_free_a_page_at_once_the_second_is_refused(boot: Boot) -> None:
+    """It had looked already whether the page was free; it looks again where the other one can't come between."""
+    machine, _ = movable_machine(boot)
+    pages = machine.pages
+    page = pages.alloc_pages()
+    pages.chunks.cpu_lock = Late(pages.chunks.cpu_lock, lambda: pages.free_pages(page))  # type: ignore[assignment]
+    with pytest.raises(InvalidInput, match="not freed yet"):
+        machine.free_pages(page)
+    first, second = pages.alloc_pages(), pages.alloc_pages()
+    assert (first.nr_pages, second.nr_pages, first.pfn == second.pfn) == (1, 1, False)
+    check_pages(machine)
+
+
+def test_who_frees_a_page_while_it_is_taken_out_of_use_waits(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """soft_offline_page has found what to move; the owner gives back what it has afterwards, which is the new place."""
+    machine = boot("1GiB", rules=Rules.LINUX_6_12)
+    page = machine.pages.alloc_pages()
+    place = page.pfn
+    assert place is not None
+    frees: list[Running] = []
+    take = Chunks.take
+
+    def taking(self: Chunks, *args: Any, **options: Any) -> Any:
+        if not frees:
+            frees.append(in_thread(lambda: machine.pages.free_pages(page), "owner"))
+            until_parked(frees[0])
+        return take(self, *args, **options)
+
+    monkeypatch.setattr(Chunks, "take", taking)
+    write(machine, "soft_offline_page", hex(place << 12))
+    frees[0].result()
+    assert (page.freed, machine.block(place >> 15).poisoned) == (True, {place})
+    check_pages(machine)

@@ -5,19 +5,41 @@ from __future__ import annotations
 import pytest
 
 from memhp import (
+    MEM_FINISH_OFFLINE,
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    MEM_PREPARE_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
+    HotplugError,
+    InvalidInput,
     Machine,
     MemoryAction,
     MemoryNotify,
+    MhpFlags,
     NotifierBlock,
     NotifyResult,
     Rules,
 )
 from memhp.kernel.drivers import DaxKmem, Dlpar, HyperVBalloon, Lmb, SclpMemory, XenBalloon
-from support import BLOCK, GIB, MIB, Boot, another_reads, in_thread, refusal, snapshot, state, until_parked, valid_zones, write
+from memhp.units import Pfn
+from support import (
+    BLOCK,
+    GIB,
+    MIB,
+    Boot,
+    Log,
+    another_reads,
+    in_thread,
+    refusal,
+    snapshot,
+    state,
+    until_parked,
+    valid_zones,
+    write,
+)
 
 ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
@@ -108,6 +130,41 @@ def test_since_6_12_a_dax_device_may_hold_its_own_memmap(boot: Boot) -> None:
         machine = make(boot, rules, memmap_on_memory="y")
         DaxKmem(machine, 1, [(ROOM, 2 * BLOCK)], memmap_on_memory=True).probe()
         assert [machine.block(number).altmap_pages for number in (32, 33)] == [pages, pages]
+
+
+@ALL
+@pytest.mark.parametrize("action", [MEM_ONLINE, MEM_GOING_ONLINE])
+def test_ctrl_c_that_comes_too_late_does_not_take_a_claim_from_its_memory(boot: Boot, rules: Rules, action: MemoryAction) -> None:
+    """The memory is added, so Ctrl-C in its automatic online waits until the device is bound."""
+    machine = make(boot, rules, default="online_movable")
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK), (ROOM + 2 * BLOCK, BLOCK)])
+    interrupts = [KeyboardInterrupt()]
+
+    def callback(block: NotifierBlock, heard: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if heard is action and interrupts:
+            raise interrupts.pop()
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    with pytest.raises(KeyboardInterrupt):
+        device.probe()
+    assert [claim.start for claim in device.claims] == [ROOM, ROOM + 2 * BLOCK]
+    assert above(machine)[::2] == ["100000000-107ffffff : dax0.0", "110000000-117ffffff : dax0.0"]
+
+
+@ALL
+def test_a_group_with_memory_of_others_stays_when_the_device_goes(boot: Boot, rules: Rules) -> None:
+    """Whoever used its number keeps it; Linux does not look at the answer either."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK)])
+    device.probe()
+    machine.add_memory(0, 2 * ROOM, BLOCK, flags=MhpFlags.NID_IS_MGID)
+    device.unbind()
+    assert (device.claims, sorted(machine.nodes[1].linked), [sorted(group.blocks) for group in machine.groups]) == (
+        [],
+        [64],
+        [[64]],
+    )
 
 
 # -- DLPAR
@@ -232,6 +289,39 @@ def test_a_range_stops_at_the_first_failure_and_is_undone(boot: Boot, rules: Rul
     assert (assigned(driver), driver.hints) == ("####", [0x80000000, 0x80000001])
 
 
+@ALL
+@pytest.mark.fact("10.11")
+def test_what_could_not_be_undone_is_named(boot: Boot, rules: Rules) -> None:
+    """The kernel says so in its log alone; the block that may not leave stays, and its LMB with it."""
+    machine, driver = partition(boot, rules)
+    refuse(machine, MEM_GOING_ONLINE, 34)
+    refuse(machine, MEM_GOING_OFFLINE, 32)
+    with pytest.raises(HotplugError, match="LMB 0x80000002 failed, and LMB 0x80000000 could not be undone"):
+        driver.write("memory add indexed-count 4 0x80000000")
+    assert (assigned(driver), sorted(machine.nodes[1].linked)) == ("#...", [32])
+
+
+@ALL
+@pytest.mark.parametrize("text", ["memory add count 3", "memory add indexed-count 3 0x80000000"])
+def test_ctrl_c_undoes_what_a_request_has_done(boot: Boot, rules: Rules, text: str) -> None:
+    """In a callback of the third LMB, and once more while the first one leaves again."""
+    machine, driver = partition(boot, rules)
+    before = snapshot(machine, files=False)
+    interrupts = [(MEM_OFFLINE, 32), (MEM_GOING_ONLINE, 34)]
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if interrupts and (action, machine.block_id_of(arg.start_pfn)) == interrupts[-1]:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    with pytest.raises(KeyboardInterrupt):
+        driver.write(text)
+    after = snapshot(machine, files=False)
+    assert (assigned(driver), interrupts, after | {"uevents": 0}) == ("....", [], before | {"uevents": 0})
+
+
 @pytest.mark.fact("4.5", "10.9")
 def test_one_lock_covers_a_whole_dlpar_request(boot: Boot) -> None:
     """A write to a block waits for both LMBs."""
@@ -289,6 +379,60 @@ def test_a_range_with_a_standby_increment_may_not_go_offline(boot: Boot, rules: 
     assert state(machine, 32) == "online"
 
 
+@pytest.mark.parametrize("rules", [Rules.DOCUMENTED, Rules.LINUX_6_1])
+@pytest.mark.fact("10.8")
+def test_before_6_12_it_knows_the_six_actions_and_refuses_any_other(boot: Boot, rules: Rules) -> None:
+    """CANCEL_OFFLINE is one of the six: callbacks behind it hear it too."""
+    machine = make(boot, rules)
+    SclpMemory(machine, ROOM, BLOCK, increment=64 * MIB).detect()
+    write(machine, "memory32/state", "online_movable")
+    refuse(machine, MEM_GOING_OFFLINE, 32)
+    log = Log()
+    machine.hotplug_memory_notifier(log.callback("last"), -1)
+    assert refusal(write, machine, "memory32/state", "offline") == "EPERM"
+    assert log.take() == ["last CANCEL_OFFLINE(-1,-1)"]
+    arg = MemoryNotify(Pfn(ROOM >> 12), PAGES, -1, -1)
+    assert [int(machine.memory_notify(action, arg)) for action in (MEM_PREPARE_ONLINE, MEM_FINISH_OFFLINE)] == [NOTIFY_BAD] * 2
+
+
+@ALL
+@pytest.mark.fact("10.8")
+def test_behind_an_increment_that_can_not_be_had_none_counts_as_backed(boot: Boot, rules: Rules) -> None:
+    """They are asked for all the same."""
+    machine = make(boot, rules)
+    asked: list[int] = []
+
+    def assign(number: int) -> bool:
+        asked.append(number)
+        return number != 129
+
+    memory = SclpMemory(machine, ROOM, BLOCK, increment=32 * MIB, assign=assign)
+    memory.detect()
+    assert refusal(write, machine, "memory32/state", "online") == "EPERM"
+    assert asked == [128, 129, 130, 131]
+    # Before 6.12 CANCEL_ONLINE takes the first one back too; on 6.12 nothing follows a refused PREPARE_ONLINE (fact 3.9).
+    assert memory.standby == ({129, 130, 131} if rules is Rules.LINUX_6_12 else {128, 129, 130, 131})
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "increment"),
+    [
+        (ROOM, 0, MIB),
+        (ROOM, -BLOCK, MIB),
+        (ROOM, BLOCK, 0),
+        (ROOM + MIB, BLOCK, MIB),
+        (ROOM, BLOCK // 2, MIB),
+        (ROOM, BLOCK, 3 * MIB),
+    ],
+)
+def test_standby_memory_is_of_whole_increments_and_blocks(boot: Boot, start: int, size: int, increment: int) -> None:
+    """Nothing is registered otherwise."""
+    machine = make(boot, Rules.LINUX_6_1)
+    with pytest.raises(InvalidInput, match="sclp"):
+        SclpMemory(machine, start, size, increment=increment)
+    assert machine.memory_chain.blocks == ()
+
+
 @pytest.mark.fact("10.8", "2.7", "3.21")
 def test_on_6_12_the_memmap_is_backed_before_anything_else_happens(boot: Boot) -> None:
     """Blocks hold their own memmap, inaccessible while offline, and the assigned range begins with it."""
@@ -338,6 +482,30 @@ def test_hyper_v_adds_chunks_and_keeps_back_what_the_host_does_not_back(boot: Bo
     assert refusal(write, machine, "memory33/state", "offline") == "EBUSY"
     assert refusal(lambda: balloon.hot_add(1, ROOM, BLOCK, BLOCK)) == "EEXIST"
     assert (balloon.can_add, refusal(lambda: balloon.hot_add(1, 2 * ROOM, BLOCK, BLOCK))) == (False, "EEXIST")
+
+
+@ALL
+@pytest.mark.fact("10.12")
+def test_hyper_v_knows_of_each_region_what_is_backed(boot: Boot, rules: Rules) -> None:
+    """Also when a block comes online long after; memory of others is nobody's to give, and so is kept back."""
+    machine = make(boot, rules)
+    balloon = HyperVBalloon(machine)
+    balloon.hot_add(1, ROOM, 2 * BLOCK, BLOCK + 32 * MIB)
+    balloon.hot_add(1, 2 * ROOM, BLOCK, BLOCK)
+    machine.add_memory(1, 3 * ROOM, BLOCK)
+    zone = machine.zone(1, "Movable")
+    managed = []
+    for block in (33, 64, 96, 32):
+        write(machine, f"memory{block}/state", "online_movable")
+        managed.append(zone.managed)
+    assert managed == [PAGES // 4, PAGES // 4 + PAGES, PAGES // 4 + PAGES, PAGES // 4 + 2 * PAGES]
+    assert balloon.pages_onlined == PAGES // 4 + 2 * PAGES
+    write(machine, "memory64/state", "offline")
+    assert balloon.pages_onlined == PAGES // 4 + PAGES
+    before = snapshot(machine)
+    refuse(machine, MEM_GOING_ONLINE, 64)
+    assert refusal(write, machine, "memory64/state", "online_movable") == "EPERM"
+    assert (snapshot(machine), balloon.pages_onlined) == (before, PAGES // 4 + PAGES)
 
 
 @ALL

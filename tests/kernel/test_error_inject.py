@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+
 import pytest
 
 from memhp import DeadlockError, HotplugError, Machine, MemoryAction, MemoryNotify, NotifierBlock, NotifyResult, Rules, Vetoed
-from support import Boot, Log, refusal, state, with_node_1, write
+from support import Boot, Log, in_thread, refusal, state, until_parked, with_node_1, write
 
 DEBUG = "/sys/kernel/debug/notifier-error-inject"
 GOING_ONLINE = f"{DEBUG}/memory/actions/MEM_GOING_ONLINE/error"
@@ -150,6 +153,38 @@ def test_the_callback_answers_what_was_written(boot: Boot) -> None:
     machine.tree.write(GOING_ONLINE, "0")
     write(machine, "memory32/state", "online")
     assert log.take() == [f"{who} {action}(1,1)" for action in ("GOING_ONLINE", "ONLINE") for who in ("above", "below")]
+
+
+@pytest.mark.fact("11.3")
+def test_what_it_injects_is_logged(boot: Boot, caplog: pytest.LogCaptureFixture) -> None:
+    """In the words of the kernel, and only where it injects."""
+    machine = with_modules(boot)
+    machine.tree.write(GOING_ONLINE, "-12")
+    with caplog.at_level(logging.INFO):
+        assert refusal(write, machine, "memory32/state", "online") == "ENOMEM"
+    assert [record.message for record in caplog.records] == ["Injecting error (-12) to MEM_GOING_ONLINE"]
+
+
+@pytest.mark.fact("11.4", "1.13")
+def test_unloading_waits_for_callbacks_that_run(boot: Boot) -> None:
+    """Whose they are does not matter; the files stay until then."""
+    machine = with_modules(boot)
+    inside, leave = threading.Event(), threading.Event()
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        inside.set()
+        leave.wait(30)
+        return NotifyResult(1)
+
+    machine.hotplug_memory_notifier(callback)
+    change = in_thread(lambda: write(machine, "memory32/state", "online"), "change")
+    assert inside.wait(30)
+    unload = in_thread(lambda: machine.unload_module(MEMORY), "unload")
+    until_parked(unload)
+    assert machine.tree.read("/sys/module/memory_notifier_error_inject/initstate") == "going\n"
+    leave.set()
+    assert (change.result(), unload.result()) == (6, None)
+    assert machine.tree.list(DEBUG) == []
 
 
 def test_6_12_is_not_refused_where_it_prepares(boot: Boot) -> None:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memhp import Machine, MhpFlags, Rules
+from memhp.units import Pfn
 from support import BLOCK, GIB, PARAMETERS, Boot, refusal, snapshot, valid_zones, write
 
 ALL = pytest.mark.parametrize("rules", list(Rules))
@@ -160,6 +161,45 @@ def test_one_kernel_block_makes_the_rest_of_a_static_group_kernel_memory(boot: B
 
 
 @ALL
+@pytest.mark.fact("6.5")
+def test_a_static_group_that_has_more_than_it_said_counts_what_is_there(boot: Boot, rules: Rules) -> None:
+    """A page at most, and four blocks: the kernel's unsigned numbers add up to one page each time, so all are allowed."""
+    machine = automatic(boot, rules, 1)
+    add(machine, machine.groups.register_static(1, 1), 32, 4)
+    assert online(machine, 32, 33, 34, 35) == ["Movable"] * 4
+
+
+@ALL
+@pytest.mark.fact("6.5")
+@pytest.mark.parametrize(("other", "zone"), [("online_movable", "Normal"), ("online_kernel", "Movable")])
+def test_what_a_static_group_has_in_movable_is_not_needed_again(boot: Boot, rules: Rules, other: str, zone: str) -> None:
+    """Five blocks at most, of which two went to Movable by name: 100 % allow the five (163840 of 196478), but not a sixth."""
+    machine = automatic(boot, rules, 100)
+    machine.add_memory(1, 3 * ROOM, BLOCK)
+    write(machine, "memory96/state", other)
+    add(machine, machine.groups.register_static(1, 5 * PAGES), 32, 5)
+    for block in (32, 33):
+        write(machine, f"memory{block}/state", "online_movable")
+    assert online(machine, 34) == [zone]
+
+
+@ALL
+@pytest.mark.fact("6.5")
+def test_cma_counts_as_movable(boot: Boot, rules: Rules) -> None:
+    """Not as early kernel memory: at 34 % two blocks fit into 196478 pages, but not beside two pageblocks of CMA."""
+    machine = automatic(boot, rules, 34)
+    machine.add_memory(1, ROOM, 2 * BLOCK)
+    assert online(machine, 32) == ["Movable"]
+    assert defaults(machine, 33) == ["Movable"]  # 65536 <= 34 * 196478 / 100 = 66802
+    machine.pages.reserve_cma(Pfn(0x8000), 512)
+    assert defaults(machine, 33) == ["Movable"]  # 65536 + 512 <= 34 * 195966 / 100 = 66628
+    machine.pages.reserve_cma(Pfn(0x8000), 512)
+    assert defaults(machine, 33) == ["Movable"]  # it is CMA's already
+    machine.pages.reserve_cma(Pfn(0x8200), 512)
+    assert defaults(machine, 33) == ["Normal"]  # 65536 + 1024 > 34 * 195454 / 100 = 66454
+
+
+@ALL
 @pytest.mark.fact("6.6")
 def test_hotplugged_kernel_memory_outside_of_a_dynamic_group_allows_nothing(boot: Boot, rules: Rules) -> None:
     """The limit stays 17 % of the boot memory, one block, however much kernel memory comes."""
@@ -224,15 +264,36 @@ def test_kernel_memory_of_a_dynamic_group_allows_movable_memory_in_that_group_on
 
 @ALL
 @pytest.mark.fact("6.5")
-def test_numa_aware_counts_the_groups_of_the_node_alone(boot: Boot, rules: Rules) -> None:
-    """Node 1 had no memory at boot; kernel blocks of a dynamic group there make room in the group, on that node."""
+def test_numa_aware_a_dynamic_group_on_a_node_without_boot_memory_gets_no_movable(boot: Boot, rules: Rules) -> None:
+    """Not even when a block of it is kernel memory there, which would pay for it on the machine as a whole."""
     machine = automatic(boot, rules, 100, auto_movable_numa_aware="Y")
     add(machine, machine.groups.register_dynamic(1, PAGES), 32, 4)
     assert online(machine, 32) == ["Normal"]
-    # kernel_early is 0 on node 1 and so is what others claim of it, so nothing is allowed there (0 <= 0).
+    # kernel_early is 0 on node 1 and so is what others claim of it, and that much must be left over (0 <= 0).
     assert defaults(machine, 33) == ["Normal"]
     machine.tree.write(f"{PARAMETERS}/auto_movable_numa_aware", "N")
     assert defaults(machine, 33) == ["Movable"]
+
+
+@ALL
+@pytest.mark.fact("6.5")
+def test_numa_aware_counts_the_groups_of_the_node_alone(boot: Boot, rules: Rules) -> None:
+    """At 50 %, 256 MiB on each node allow a block a node; what a group of node 0 claims, node 1 does not miss."""
+    names = {"memory_hotplug.auto_movable_ratio": "50", "memory_hotplug.auto_movable_numa_aware": "Y"}
+    machine = boot(["256MiB", "256MiB"], rules=rules, parameters={**POLICY, **names})
+    near, far = machine.groups.register_dynamic(0, PAGES), machine.groups.register_dynamic(1, PAGES)
+    add(machine, near, 32, 3)
+    add(machine, far, 40, 3)
+    # Node 0: 65438 early pages, since the first MiB has gaps; half of that is less than a block. Node 1: 65536, so just one.
+    assert defaults(machine, 32, 40) == ["Normal", "Movable"]
+    write(machine, "memory32/state", "online_movable")
+    # The group of node 0 now claims 32768 * 100 / 50 early pages: of the machine's 130974 there are 65438 left, of node 0's none.
+    assert defaults(machine, 33, 40) == ["Normal", "Normal"]
+    machine.tree.write(f"{PARAMETERS}/auto_movable_ratio", "51")
+    # Now it claims 64250: 66724 are left for the machine, 1188 for node 0 and, as before, 65536 for node 1.
+    assert defaults(machine, 40) == ["Movable"]
+    machine.add_memory(0, 2 * ROOM, BLOCK)
+    assert defaults(machine, 64) == ["Normal"]
 
 
 @pytest.mark.fact("6.7")

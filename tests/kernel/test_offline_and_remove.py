@@ -8,15 +8,18 @@ from memhp import (
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
     NOTIFY_BAD,
+    NOTIFY_OK,
     HotplugError,
     InvalidInput,
     Machine,
     MemoryAction,
+    MemoryNotify,
     MhpFlags,
     NotifyResult,
     Rules,
 )
 from memhp.kernel.iomem import ResourceName
+from memhp.locking import current
 from support import (
     BLOCK,
     GIB,
@@ -97,6 +100,25 @@ def test_the_first_error_counts_also_if_the_way_back_fails(boot: Boot, rules: Ru
     assert refusal(machine.offline_and_remove_memory, ROOM, 4 * BLOCK) == "EPERM"
     assert [state(machine, block) for block in range(32, 36)] == ["offline", "online", "online", "offline"]
     assert "memory32 could not be brought online again" in caplog.text
+
+
+@ALL
+@pytest.mark.fact("3.28")
+def test_an_interrupt_on_the_way_back_waits_for_the_others(boot: Boot, rules: Rules) -> None:
+    """Ctrl-C while 32 comes online again keeps that one offline; 33 comes back, and only then is it raised."""
+    machine = mixed(boot, rules)
+    refuse_block(machine, 34, MEM_GOING_OFFLINE)
+
+    def callback(block: object, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_ONLINE and machine.block_id_of(arg.start_pfn) == 32:
+            raise KeyboardInterrupt
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    with pytest.raises(KeyboardInterrupt):
+        machine.offline_and_remove_memory(ROOM, 4 * BLOCK)
+    assert [state(machine, block) for block in range(32, 36)] == ["offline", "online", "online", "offline"]
+    assert current().deferred is None
 
 
 @ALL

@@ -208,7 +208,9 @@ def test_unmovable_pages_never_come_from_zone_movable(boot: Boot, rules: Rules) 
 
 @ALL
 @pytest.mark.fact("7.1", "3.16", "13.10")
-@pytest.mark.parametrize("kind", [PageKind.UNMOVABLE, PageKind.RESERVED])
+@pytest.mark.parametrize(
+    "kind", [PageKind.UNMOVABLE, PageKind.RESERVED, PageKind.SLAB, PageKind.RECLAIMABLE, PageKind.PAGE_TABLE]
+)
 def test_a_page_that_can_not_move_is_ebusy_without_any_event(boot: Boot, rules: Rules, kind: PageKind) -> None:
     """The refusal names the page, its kind and its owner, and nobody was called."""
     machine = with_node_1(boot, rules)

@@ -134,6 +134,8 @@ def test_cpuset_looks_after_every_action(boot: Boot, rules: Rules) -> None:
     cpuset.work()
     assert cpuset.mems == {0, 1}
     assert batch.batch - small == PAGES // 4
+    write(machine, "memory32/state", "offline")
+    assert batch.batch == small
 
 
 @ALL

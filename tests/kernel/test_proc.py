@@ -276,6 +276,26 @@ def test_huge_pages_migrate_whole_or_split(boot: Boot) -> None:
 
 
 @pytest.mark.fact("7.7")
+def test_corrupted_memory_is_counted_until_it_is_removed(boot: Boot) -> None:
+    """4 kB a page, also while the block is offline; then the node's failures are history, and the page forgotten."""
+    machine = boot(["1GiB", 0], rules=Rules.LINUX_6_12, parameters="memhp_default_state=online_movable")
+    machine.add_memory(1, 4 * GIB, 128 << 20)
+    seen = []
+
+    def note() -> None:
+        seen.append(re.findall(r"HardwareCorrupted: +(\d+) kB", machine.tree.read("/proc/meminfo")))
+
+    for page in (0, 7):
+        machine.tree.write("/sys/devices/system/memory/hard_offline_page", hex(4 * GIB + (page << 12)))
+        note()
+    machine.device_offline(32)
+    note()
+    machine.remove_memory(4 * GIB, 128 << 20)
+    note()
+    assert seen == [["4"], ["8"], ["8"], ["0"]]
+
+
+@pytest.mark.fact("7.7", "7.7b")
 def test_failures_are_counted_on_their_node(boot: Boot) -> None:
     """A free page recovers; a page of the kernel's own is left alone; soft offlining is not counted; 6.1 has no such files."""
     machine = boot("1GiB", rules=Rules.LINUX_6_12)

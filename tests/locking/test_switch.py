@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from memhp.locking import Mode, Mutex, Op, PercpuRwSemaphore, Task, WaitQueue, control, current, switch
-from memhp.locking.switch import Waitable
+from memhp.locking.switch import Waitable, ending_request
 
 
 class Script:
@@ -180,3 +180,24 @@ def test_a_thread_is_one_task_for_good() -> None:
     """A thread asks twice and is the same task, which carries its name."""
     assert current() is current()
     assert (current().name, current().alive) == ("MainThread", True)
+
+
+def test_an_interrupt_waits_for_the_end_of_the_outermost_request() -> None:
+    """Of a request that is made of others, none of them looks as if it had failed; afterwards nothing is left of it."""
+    ended: list[str] = []
+    with pytest.raises(KeyboardInterrupt), ending_request():  # noqa: PT012 - what happens inside is the point
+        with ending_request():
+            current().deferred = KeyboardInterrupt()
+        ended.append("first")
+        with ending_request():
+            pass
+        ended.append("second")
+    assert (ended, current().deferred, current().requests) == (["first", "second"], None, 0)
+
+
+def test_an_interrupt_takes_the_place_of_the_request_s_own_error() -> None:
+    """Also of one that comes from within; the error is its context."""
+    with pytest.raises(KeyboardInterrupt) as caught, ending_request(), ending_request():  # noqa: PT012 - as above
+        current().deferred = KeyboardInterrupt()
+        raise ZeroDivisionError
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -50,7 +50,7 @@ FIELDS = (
     *_fields(
         Zone,
         lambda zone: f"node{zone.nid}/{zone.type.label}",
-        "start_pfn spanned present present_early managed",
+        "start_pfn spanned present present_early managed cma",
         "blocks _ids",
     ),
     *_fields(Node, lambda node: f"node{node.nid}", "registered cpus", "linked"),

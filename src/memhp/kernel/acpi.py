@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from memhp.errors import HotplugError, MemhpError
+from memhp.errors import HotplugError, InvalidInput, MemhpError
 from memhp.kernel import add, device
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import NodeState
@@ -257,6 +257,8 @@ class AcpiMemory:
             HotplugError: as :meth:`memhp.Machine.unplug_dimm`.
         """
         machine = self._machine
+        if not isinstance(dimm, Dimm):
+            raise InvalidInput(dimm, "unplug_dimm", "a DIMM, as plug_dimm() gives it")
         with machine.locks.device_hotplug, machine.locks.acpi_scan:
             if not dimm.plugged:
                 raise HotplugError(errno.ENODEV, f"{dimm!r} is not plugged in")
@@ -276,8 +278,7 @@ class AcpiMemory:
             )
         dimm.reports.append(OstReport(OstSource.EJECT_REQUEST, Ost.EJECT_IN_PROGRESS))
         if device.attached:
-            _try_to_offline(self._machine, device)
-            add.remove_memory(self._machine, dimm.start, dimm.size)
+            _take_away(self._machine, device, dimm)
             _drop_group(self._machine, device)
             device.attached = False
         _take_out(dimm)
@@ -311,6 +312,9 @@ def _attach(machine: Machine, device_: MemoryDevice, dimm: Dimm) -> None:
             _log.warning("acpi %s: add_memory failed: %s", device_.name, error)
             _drop_group(machine, device_)
             return
+    except BaseException:
+        _drop_group(machine, device_)
+        raise
     with device_.lock:
         for block in _blocks_within(machine, dimm):
             device_.bind(block)
@@ -328,7 +332,7 @@ def _flags(machine: Machine, size: int) -> add.MhpFlags:
 def _drop_group(machine: Machine, device_: MemoryDevice) -> None:
     mgid, device_.mgid = device_.mgid, None
     if mgid is not None:
-        machine.groups.unregister(mgid)
+        machine.groups.drop(mgid)
 
 
 def _blocks_within(machine: Machine, dimm: Dimm) -> list[MemoryBlock]:
@@ -340,7 +344,20 @@ def _blocks_within(machine: Machine, dimm: Dimm) -> list[MemoryBlock]:
 
 
 @requires("device_hotplug")
-def _try_to_offline(machine: Machine, device_: MemoryDevice) -> None:
+def _take_away(machine: Machine, device_: MemoryDevice, dimm: Dimm) -> None:
+    taken = _try_to_offline(machine, device_)
+    try:
+        add.remove_memory(machine, dimm.start, dimm.size)
+    except BaseException as error:
+        holds = _bring_back(machine, device_, taken)
+        if isinstance(error, InvalidInput):
+            # A DIMM of odd size whose memory was there before (EEXIST) is bound to whole blocks. The kernel stops with BUG().
+            raise HotplugError(errno.EINVAL, f"{device_.name} is no range of whole blocks; {holds}") from error
+        raise
+
+
+@requires("device_hotplug")
+def _try_to_offline(machine: Machine, device_: MemoryDevice) -> list[MemoryBlock]:
     # acpi_scan_try_to_offline(): the first pass goes over all, because one block may hold what another one needs to go.
     taken: list[MemoryBlock] = []
     try:
@@ -353,6 +370,7 @@ def _try_to_offline(machine: Machine, device_: MemoryDevice) -> None:
         holds = _bring_back(machine, device_, taken)
         message = f"{device_.name} can't be ejected: {why.strerror or why}; {holds}"
         raise HotplugError(errno.EBUSY, message, block=stays.id) from why
+    return taken
 
 
 Refusals = list[tuple[MemoryBlock, HotplugError]]

@@ -56,7 +56,10 @@ def check_driver_name(name: str) -> None:
 
     Raises:
         HotplugError: EINVAL, it is not ``System RAM (something)``.
+        InvalidInput: it is no text.
     """
+    if not isinstance(name, str):
+        raise InvalidInput(name, "name", "the name of a resource")
     if not name.startswith(f"{SYSTEM_RAM} (") or not name.endswith(")"):
         raise HotplugError(errno.EINVAL, f"{name!r} is no name for a driver's memory; expected '{SYSTEM_RAM} (driver)'")
 
@@ -246,7 +249,21 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
         raise DeadlockError(
             f"{current().name} holds mem_hotplug_lock and would wait for itself in remove_memory()", machine.locks.mem_hotplug
         )
-    machine.firmware_map.remove(start, size)
+    entry = machine.firmware_map.remove(start, size)
+    try:
+        _take_away(machine, blocks, start, size)
+    except HotplugError:  # under the lock the kernel refuses when the entry has gone already
+        raise
+    except BaseException:
+        if entry is not None:
+            machine.firmware_map.put_back(entry)
+        raise
+    return [block.id for block in blocks]
+
+
+@requires("device_hotplug")
+def _take_away(machine: Machine, blocks: list[MemoryBlock], start: PhysAddr, size: int) -> None:
+    # Ctrl-C and a deadlock are found before the first device goes, or not at all.
     under_lock = machine.rules.value.removes_devices_under_lock
     if not under_lock:
         _delete_devices(machine, blocks)
@@ -258,20 +275,18 @@ def remove_memory(machine: Machine, start: PhysAddr, size: int) -> list[BlockId]
             _log.warning("no single iomem resource holds %#x + %#x; none is released", start, size)
         if blocks:
             try_offline_node(machine, machine.nodes[blocks[-1].nid])
-    return [block.id for block in blocks]
 
 
 def _removable(machine: Machine, start: PhysAddr, size: int) -> list[MemoryBlock]:
-    first = start // machine.block_size
-    found = [machine.blocks.get(n) for n in range(first, first + size // machine.block_size)]
-    blocks = [block for block in found if block is not None]
+    blocks = machine.blocks_within(start, size)
     for block in blocks:
         if block.state is not BlockState.OFFLINE:
             memory = format_mem(addr_to_pfn(start), size >> 12)
             message = f"{block.name} is {block.state.value}, so nothing of {memory} is removed"
             raise HotplugError(errno.EBUSY, message, block=block.id)
-    if len(blocks) < len(found):
-        _log.warning("remove_memory: %d of %d blocks of the range do not exist", len(found) - len(blocks), len(found))
+    count = size // machine.block_size
+    if len(blocks) < count:
+        _log.warning("remove_memory: %d of %d blocks of the range do not exist", count - len(blocks), count)
     return blocks
 
 

@@ -6,14 +6,7 @@ from memhp.errors import InvalidInput
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.blocks import OnlineType
 
-__all__ = ["flags_of", "number_of", "online_type_of"]
-
-
-def number_of(value: object, where: str, expected: str = "a number of bytes") -> int:
-    """See that a value is a number; raises InvalidInput if not."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidInput(value, where, expected)
-    return value
+__all__ = ["flags_of", "online_type_of"]
 
 
 def flags_of(value: MhpFlags | int) -> MhpFlags:

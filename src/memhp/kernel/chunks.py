@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Iterator
@@ -297,24 +298,37 @@ class Chunks:
             self.at_hand = _NOTHING
         self.drain()
 
+    @contextlib.contextmanager
+    def without_lists(self) -> Iterator[None]:
+        """Meanwhile pages change hands only under the zone lock, which the caller holds."""
+        self.stop_lists()
+        try:
+            yield
+        finally:
+            self.start_lists()
+
     def start_lists(self) -> None:
         """Keep pages at hand again, if nobody else wants none."""
         with self.cpu_lock:
             self._stopped = max(self._stopped - 1, 0)
+
+    def owns(self, holding: Holding) -> bool:
+        """Say whether it is this machine's."""
+        return isinstance(holding, Page | PageArray) and holding._map is self.map  # noqa: SLF001
 
     def free(self, holding: Holding) -> None:
         """Give a chunk, or all of an array, back."""
         if isinstance(holding, PageArray):
             self.free_bulk(holding, None)
             return
-        if not isinstance(holding, Page) or holding._map is not self.map:  # noqa: SLF001
+        if not isinstance(holding, Page):
             raise InvalidInput(holding, "free", "what this machine allocated")
         with self.pages.lock:
-            if holding.freed:
-                raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
-            self._unpin(holding)
-            with self.cpu_lock:
+            with self.cpu_lock:  # which alone is held when a page is freed to be at hand
+                if holding.freed:
+                    raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
                 pfn = self.map.release_page(holding)
+            self._unpin(holding)
             if pfn is not None:
                 number = pfn // PAGES_PER_SECTION
                 self._give_bits(number, ((1 << (1 << holding.order)) - 1) << pfn % PAGES_PER_SECTION)
@@ -322,7 +336,7 @@ class Chunks:
 
     def free_bulk(self, array: PageArray, pfns: Pfns | None) -> None:
         """Give chunks of an array back; see :meth:`~memhp.kernel.pages.Pages.free_pages_bulk`."""
-        if not isinstance(array, PageArray) or array._map is not self.map:  # noqa: SLF001
+        if not isinstance(array, PageArray) or not self.owns(array):
             raise InvalidInput(array, "free", "what this machine allocated in bulk")
         with self.pages.lock:
             if array.freed:

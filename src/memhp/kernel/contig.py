@@ -27,8 +27,7 @@ def alloc_contig_range(machine: Machine, block: MemoryBlock, start: Pfn, nr_page
             where it is now.
     """
     pages, end = machine.pages, Pfn(start + nr_pages)
-    with pages.lock:
-        pages.drain()
+    with pages.lock, pages.without_lists():
         inside = [extent for extent in block.used if extent.start_pfn < end and start < extent.end_pfn]
         for extent in inside:
             if extent.kind.leaving is not Leaving.MIGRATES or extent.allocation.pins:

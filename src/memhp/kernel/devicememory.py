@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.zones import NodeState
 from memhp.locking import requires
-from memhp.units import PAGE_SHIFT, Pfn, format_ids, format_mem
+from memhp.units import PAGE_SHIFT, Pfn, format_ids, format_mem, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -61,6 +61,9 @@ class DeviceMemory:
                 can't be mapped, or the node is not online.
         """
         machine = self._machine
+        whole_number(nid, "nid", "the number of a node")
+        whole_number(start, "start")
+        whole_number(size, "size")
         if any(
             resource.name.startswith("System RAM") and resource.start < start + size and start <= resource.end
             for resource in machine.iomem

@@ -96,7 +96,7 @@ class Modules:
         self._machine.uevents.emit("remove", f"/module/{module.name}", subsystem="module")
 
     def _come(self, name: str) -> _Module:
-        known = name.replace("-", "_")
+        known = _known_as(name)
         with self._lock:
             if known not in _NEEDS:
                 raise HotplugError(errno.ENOENT, f"there is no module {name!r}; there are {', '.join(_NEEDS)}")
@@ -112,7 +112,7 @@ class Modules:
 
     def _go(self, name: str) -> _Module:
         with self._lock:
-            module = self._loaded.get(name.replace("-", "_"))
+            module = self._loaded.get(_known_as(name))
             if module is None:
                 raise HotplugError(errno.ENOENT, f"{name} is not loaded")
             if module.holders:
@@ -146,6 +146,12 @@ class Modules:
             tree.unmount(f"{_DEBUGFS}/memory")
 
         return leave
+
+
+def _known_as(name: object) -> str:
+    if not isinstance(name, str):
+        raise InvalidInput(name, "module", "the name of a kernel module")
+    return name.replace("-", "_")
 
 
 def _take_parameters(name: str, parameters: dict[str, object]) -> int:

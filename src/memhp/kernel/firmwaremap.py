@@ -43,10 +43,14 @@ class FirmwareMap:
         self._entries = {**self._entries, entry.number: entry}
         return entry
 
-    def remove(self, start: int, size: int, kind: str = SYSTEM_RAM) -> bool:
-        """Forget a range; only one of exactly this extent, so memory that is removed in other pieces stays noted."""
+    def remove(self, start: int, size: int, kind: str = SYSTEM_RAM) -> FirmwareEntry | None:
+        """Forget a range, and give its entry; only one of exactly this extent, so memory removed in other pieces stays noted."""
         for entry in self:
             if (entry.start, entry.end, entry.type) == (start, start + size - 1, kind):
                 self._entries = {number: other for number, other in self._entries.items() if other is not entry}
-                return True
-        return False
+                return entry
+        return None
+
+    def put_back(self, entry: FirmwareEntry) -> None:
+        """Undo :meth:`remove`; the entry keeps its number."""
+        self._entries = dict(sorted([*self._entries.items(), (entry.number, entry)]))

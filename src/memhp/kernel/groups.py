@@ -7,18 +7,21 @@ policy auto-movable looks at them (:mod:`memhp.kernel.zonechoice`).
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
 from memhp.kernel.zones import NodeState, Zone, ZoneType
-from memhp.units import format_ids
+from memhp.units import format_ids, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
     from memhp.kernel.machine import Machine
 
 __all__ = ["MemoryGroup", "MemoryGroups"]
+
+_log = logging.getLogger("memhp.kernel")
 
 
 class MemoryGroup:
@@ -74,7 +77,7 @@ class MemoryGroups:
 
     def find(self, mgid: int) -> MemoryGroup | None:
         """Give the group with that id, or None."""
-        return self._groups.get(mgid)
+        return self._groups.get(whole_number(mgid, "group", "the number of a memory group"))
 
     def register_static(self, nid: int, max_pages: int) -> int:
         """Make a group that will have ``max_pages`` at most; gives its id.
@@ -82,7 +85,7 @@ class MemoryGroups:
         Raises:
             HotplugError: EINVAL, no pages, or the node is not possible.
         """
-        if max_pages < 1:
+        if whole_number(max_pages, "max_pages", "a number of pages") < 1:
             raise HotplugError(errno.EINVAL, f"a static memory group can't have {max_pages} pages at most")
         return self._register(nid, max_pages=max_pages)
 
@@ -93,14 +96,14 @@ class MemoryGroups:
             HotplugError: EINVAL, not a power of two from the size of a block on, or the node is not possible.
         """
         least = self._machine.pages_per_block
-        if unit_pages < least or unit_pages & (unit_pages - 1):
+        if whole_number(unit_pages, "unit_pages", "a number of pages") < least or unit_pages & (unit_pages - 1):
             message = f"the unit of a dynamic memory group is a power of two, {least:#x} pages or more, not {unit_pages:#x}"
             raise HotplugError(errno.EINVAL, message)
         return self._register(nid, unit_pages=unit_pages)
 
     def _register(self, nid: int, *, max_pages: int = 0, unit_pages: int = 0) -> int:
         possible = self._machine.node_states[NodeState.N_POSSIBLE]
-        if nid not in possible:
+        if whole_number(nid, "nid", "the number of a node") not in possible:
             raise HotplugError(errno.EINVAL, f"node {nid!r} is not possible on this machine; possible are {format_ids(possible)}")
         mgid = next(number for number in range(len(self._groups) + 1) if number not in self._groups)
         self._groups = {**self._groups, mgid: MemoryGroup(mgid, nid, max_pages=max_pages, unit_pages=unit_pages)}
@@ -112,9 +115,16 @@ class MemoryGroups:
         Raises:
             HotplugError: EINVAL, there is no such group; EBUSY, it has blocks.
         """
-        group = self._groups.get(mgid)
+        group = self.find(mgid)
         if group is None:
             raise HotplugError(errno.EINVAL, f"there is no memory group {mgid!r}")
         if group.blocks:
             raise HotplugError(errno.EBUSY, f"memory group {mgid} has blocks {format_ids(group.blocks)}")
         self._groups = {number: other for number, other in self._groups.items() if number != mgid}
+
+    def drop(self, mgid: int) -> None:
+        """Take a driver's group away; as in Linux it stays, silently but for the log, if somebody else's memory is in it."""
+        try:
+            self.unregister(mgid)
+        except HotplugError as error:
+            _log.warning("%s", error.strerror)

@@ -24,6 +24,7 @@ from memhp.locking import current, requires
 from memhp.units import Pfn, format_mem
 
 if TYPE_CHECKING:
+    from memhp.kernel.holdings import Allocation
     from memhp.kernel.machine import Machine
     from memhp.notifier import NotifyResult
 
@@ -98,6 +99,10 @@ def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> Non
     arg = MemoryNotify(start, nr_pages, *_nids_online(machine, zone))
     try:
         ask(machine, MEM_GOING_ONLINE, arg, "it stays offline")
+        # Asked before anything is counted: a driver's callback that raises must leave nothing behind.
+        kept = [machine.online_page.withheld(block.usable_pfn, block.usable_pages) for block in blocks]
+        for block, parts in zip(blocks, kept, strict=True):
+            _withhold(machine, block, parts)
         _make_present(machine, zone, blocks, arg)
     except BaseException:
         tell(machine, MEM_CANCEL_ONLINE, arg)
@@ -133,21 +138,18 @@ def _make_present(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: 
         for block in blocks:
             block.present = tuple((zone, part, nr) for part, nr in block.ram)
             zone.put(block)
-            block.unmanaged = _withhold(machine, block)
             zone.managed += _usable(block) - block.unmanaged
             adjust_present_page_count(zone, block, _usable(block))
         machine.pages.come(blocks)
     _set_masks(machine, arg)
 
 
-def _withhold(machine: Machine, block: MemoryBlock) -> int:
+def _withhold(machine: Machine, block: MemoryBlock, parts: list[tuple[Pfn, int, Allocation]]) -> None:
     # What the driver of the online-page callback doesn't give to the allocator is its own, and not managed.
-    withheld = 0
-    for start, nr_pages, allocation in machine.online_page.withheld(block.usable_pfn, block.usable_pages):
-        if start not in {extent.start_pfn for extent in block.used}:
+    with machine.pages.lock:
+        for start, nr_pages, allocation in parts:
             machine.pages.record(allocation, block, start, nr_pages, allocation.kind)
-        withheld += nr_pages
-    return withheld
+        block.unmanaged = sum(nr_pages for _, nr_pages, _ in parts)
 
 
 def adjust_managed_page_count(block: MemoryBlock, nr_pages: int) -> None:

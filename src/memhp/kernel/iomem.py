@@ -6,7 +6,8 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memhp.errors import HotplugError
+from memhp.errors import HotplugError, InvalidInput
+from memhp.units import whole_number
 
 __all__ = ["SYSTEM_RAM", "Iomem", "Resource", "ResourceName"]
 
@@ -77,7 +78,10 @@ class Iomem:
         Raises:
             HotplugError: EEXIST, naming the range that it overlaps; also for a range beyond the CPU's addresses, which the
                 kernel does not tell apart (observed on 6.1 and 6.12).
+            InvalidInput: no range of addresses.
         """
+        if whole_number(start, "start") < 0 or whole_number(size, "size") < 1:
+            raise InvalidInput((start, size), "iomem: (start, size)", "a range of at least one byte")
         wanted = Resource(start, start + size - 1, name, busy)
         if wanted.end >= self.size:
             raise HotplugError(errno.EEXIST, f"{wanted} is beyond the addresses that this CPU has, which end at {self.size:#x}")

@@ -9,7 +9,7 @@ from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.iomem import Iomem
 from memhp.kernel.zones import Node, NodeState, Zone, ZoneType
 from memhp.locking import Lockdep
-from memhp.units import PAGE_SHIFT, BlockId, Pfn, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SHIFT, BlockId, Pfn, PhysAddr, format_ids, format_size, whole_number
 
 __all__ = ["Lookup"]
 
@@ -39,6 +39,13 @@ class Lookup:
             raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
         return block
 
+    def blocks_within(self, start: int, size: int) -> list[MemoryBlock]:
+        """Give the blocks that there are in a range of bytes, ascending; the range may be far larger than the machine."""
+        first, end = start // self.block_size, -(-(start + size) // self.block_size)
+        blocks = self.blocks
+        numbers = range(first, end) if end - first < len(blocks) else sorted(blocks)
+        return [blocks[number] for number in numbers if first <= number < end and number in blocks]
+
     def block_id_of(self, pfn: Pfn) -> BlockId:
         """Give the id that the block with this page frame has, or would have."""
         return BlockId(pfn // self.pages_per_block)
@@ -49,7 +56,7 @@ class Lookup:
         Raises:
             InvalidInput: no such node or zone.
         """
-        if nid not in self.nodes:
+        if whole_number(nid, "node", "the number of a node") not in self.nodes:
             raise InvalidInput(nid, "node", f"one of {format_ids(self.nodes)}")
         for zone in self.nodes[nid].zones:
             if kind in (zone.type, zone.type.label):
@@ -63,7 +70,7 @@ class Lookup:
             HotplugError: ENOSPC, it doesn't fit anywhere.
         """
         start, room = self.room
-        place = start
+        place, size = start, whole_number(size, "size")
         for resource in self.iomem:
             if resource.end >= place and resource.start < place + size:
                 place = -(-(resource.end + 1) // self.block_size) * self.block_size

@@ -17,7 +17,7 @@ from memhp.kernel import hotplug as core
 from memhp.kernel.acpi import AcpiMemory, Dimm, OstSource
 from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.add import MhpFlags
-from memhp.kernel.arguments import flags_of, number_of, online_type_of
+from memhp.kernel.arguments import flags_of, online_type_of
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan, check_ram, plan_from_spec
 from memhp.kernel.bringup import bringup
@@ -44,7 +44,7 @@ from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
 from memhp.locking.switch import ending_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, whole_number
 
 __all__ = ["Machine"]
 
@@ -299,9 +299,9 @@ class Machine(Lookup):
         if name != SYSTEM_RAM:
             add.check_driver_name(name)
         place = (
-            number_of(nid, "nid", "the number of a node or group"),
-            PhysAddr(number_of(start, "start")),
-            number_of(size, "size"),
+            whole_number(nid, "nid", "the number of a node or group"),
+            PhysAddr(whole_number(start, "start")),
+            whole_number(size, "size"),
         )
         how = flags_of(flags)
         with self.locks.device_hotplug:
@@ -336,7 +336,7 @@ class Machine(Lookup):
             InvalidInput: not a range of whole blocks.
         """
         with self.locks.device_hotplug:
-            return add.remove_memory(self, PhysAddr(number_of(start, "start")), number_of(size, "size"))
+            return add.remove_memory(self, PhysAddr(whole_number(start, "start")), whole_number(size, "size"))
 
     @property
     def dimms(self) -> list[Dimm]:
@@ -360,8 +360,8 @@ class Machine(Lookup):
             HotplugError: ENOSPC no free slot or not enough room, EEXIST overlaps a DIMM, EINVAL no such node, outside of the
                 room, or not a multiple of 2 MiB; nothing was changed.
         """
-        where = None if start is None else number_of(start, "start")
-        dimm = self.acpi.insert(number_of(node, "node", "the number of a node"), number_of(size, "size"), where)
+        where = None if start is None else whole_number(start, "start")
+        dimm = self.acpi.insert(whole_number(node, "node", "the number of a node"), whole_number(size, "size"), where)
         self.acpi.device_check(dimm)
         return dimm
 
@@ -388,8 +388,8 @@ class Machine(Lookup):
         Raises:
             HotplugError: EINVAL, not whole blocks; and the first error of :meth:`device_offline` or :meth:`remove_memory`.
         """
-        place = PhysAddr(number_of(start, "start"))
-        if number_of(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
+        place = PhysAddr(whole_number(start, "start"))
+        if whole_number(size, "size") < 1 or place < 0 or place % self.block_size or size % self.block_size:
             message = f"{place:#x} + {size:#x} bytes is not a range of whole blocks of {self.block_size:#x} bytes"
             raise HotplugError(errno.EINVAL, message)
         with self.locks.device_hotplug:
@@ -475,6 +475,8 @@ class Machine(Lookup):
 
         A thread that is doing something else is not affected, as a handled signal does not end a write that waits for a lock.
         """
+        if not isinstance(thread, Task | threading.Thread):
+            raise InvalidInput(thread, "send_signal", "a thread")
         self.pages.changed.signal(thread if isinstance(thread, Task) else task_of(thread))
 
     # -- locks

@@ -10,7 +10,7 @@ from memhp.kernel.add import remove_memory
 from memhp.kernel.blocks import MemoryBlock, OnlineType
 from memhp.kernel.device import device_offline, device_online
 from memhp.kernel.zones import ZoneType
-from memhp.locking import requires
+from memhp.locking import current, requires
 from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
@@ -28,15 +28,12 @@ def offline_and_remove_memory(machine: Machine, start: PhysAddr, size: int) -> l
     When that fails, the blocks that were taken offline here are brought online again, each to the kind of zone that it was in;
     others stay as they were. A failure of that is only logged.
     """
-    first = start // machine.block_size
-    found = [machine.blocks.get(number) for number in range(first, first + size // machine.block_size)]
     taken: list[tuple[MemoryBlock, OnlineType]] = []
     try:
-        for block in found:
-            if block is not None:
-                kind = _kind_of(block)
-                if device_offline(machine, block) == 0:
-                    taken.append((block, kind))
+        for block in machine.blocks_within(start, size):
+            kind = _kind_of(block)
+            if device_offline(machine, block) == 0:
+                taken.append((block, kind))
         return remove_memory(machine, start, size)
     except BaseException:
         for block, kind in taken:
@@ -56,3 +53,7 @@ def _bring_back(machine: Machine, block: MemoryBlock, kind: OnlineType) -> None:
         device_online(machine, block)
     except MemhpError as error:
         _log.warning("%s could not be brought online again: %s", block.name, error)
+    except BaseException as interrupt:
+        # The other blocks must come back before Ctrl-C takes effect.
+        _log.warning("%s could not be brought online again: interrupted", block.name)
+        current().deferred = interrupt

@@ -9,9 +9,9 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from memhp.errors import HotplugError
+from memhp.errors import HotplugError, InvalidInput
 from memhp.locking import Mutex
-from memhp.units import Pfn
+from memhp.units import Pfn, format_mem
 
 if TYPE_CHECKING:
     from memhp.kernel.holdings import Allocation
@@ -33,8 +33,22 @@ class OnlinePage:
         """Who does it now; changed by :meth:`set` and :meth:`restore` only."""
 
     def withheld(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
-        """Ask which parts of a range are kept back."""
-        return [] if self.callback is None else list(self.callback(start, nr_pages))
+        """Ask which parts of a range are kept back; gives them in ascending order.
+
+        Raises:
+            InvalidInput: what the callback gives are not parts of the range, or they overlap.
+        """
+        if self.callback is None:
+            return []
+        parts = sorted(self.callback(start, nr_pages), key=lambda part: part[0])
+        place = start
+        for first, length, _ in parts:
+            if first < place or length < 1 or first + length > start + nr_pages:
+                raise InvalidInput(
+                    format_mem(first, length), f"online-page callback {self.callback}", f"parts of {format_mem(start, nr_pages)}"
+                )
+            place = Pfn(first + length)
+        return parts
 
     def set(self, callback: OnlinePageCallback) -> None:
         """Take the place of the default.

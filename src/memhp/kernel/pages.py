@@ -92,8 +92,7 @@ class Pages(Supply):
         Raises:
             InvalidInput: they were freed already, or it is not this machine's.
         """
-        if not isinstance(holding, Holding):
-            raise InvalidInput(holding, "free", "what was allocated")
+        self._check_own(holding, "free")
         if not isinstance(holding, Allocation):
             self.chunks.free(holding)
             return
@@ -101,8 +100,6 @@ class Pages(Supply):
             if holding.freed:
                 raise InvalidInput(str(holding), "free", "an allocation that was not freed yet")
             extents = holding.extents.copy()
-            if any(extent.block is not self._machine.blocks.get(extent.block.id) for extent in extents):
-                raise InvalidInput(str(holding), "free", "an allocation of this machine")
             for extent in extents:
                 self.vacate(extent)
             holding.pins = 0
@@ -111,6 +108,15 @@ class Pages(Supply):
                 self._keep_poisoned(extent)
         self.notice()
 
+    def _check_own(self, holding: Holding, verb: str) -> None:
+        if not isinstance(holding, Holding):
+            raise InvalidInput(holding, verb, "what was allocated")
+        if isinstance(holding, Allocation):
+            if any(extent.block is not self._machine.blocks.get(extent.block.id) for extent in holding.extents):
+                raise InvalidInput(str(holding), verb, "an allocation of this machine")
+        elif self._chunks is None or not self._chunks.owns(holding):
+            raise InvalidInput(str(holding), verb, "what this machine allocated")
+
     def _keep_poisoned(self, extent: Extent) -> None:
         # A page with bad hardware never goes back to the allocator.
         for pfn in sorted(extent.block.poisoned):
@@ -118,7 +124,12 @@ class Pages(Supply):
                 self.occupy(Allocation(PageKind.POISONED, "memory failure"), extent.block, pfn, 1)
 
     def pin(self, holding: Holding) -> None:
-        """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do)."""
+        """Take a reference that keeps the pages where they are (as ``vmsplice`` or RDMA do).
+
+        Raises:
+            InvalidInput: they were freed already, or it is not this machine's.
+        """
+        self._check_own(holding, "pin")
         with self.lock:
             if holding.freed:
                 raise InvalidInput(str(holding), "pin", "an allocation that was not freed")
@@ -132,6 +143,7 @@ class Pages(Supply):
         Raises:
             InvalidInput: there is none.
         """
+        self._check_own(holding, "unpin")
         with self.lock:
             if holding.freed or not holding.pins:
                 raise InvalidInput(str(holding), "unpin", "a pinned allocation")
@@ -360,7 +372,9 @@ class Pages(Supply):
         if self._chunks is None:
             from memhp.kernel.chunks import Chunks  # noqa: PLC0415
 
-            self._chunks = Chunks(self, self._machine)
+            with self.lock:  # several threads may need the first one at the same time
+                if self._chunks is None:
+                    self._chunks = Chunks(self, self._machine)
         return self._chunks
 
     @property
@@ -380,13 +394,15 @@ class Pages(Supply):
         if kind is PageKind.MEMMAP:
             expected = "a kind that can be allocated; a block holds its own memmap from the start"
             raise InvalidInput(kind.value, "alloc: kind", expected)
-        if node is not None and node not in self._machine.nodes:
+        if node is not None and (not isinstance(node, int) or node not in self._machine.nodes):
             raise InvalidInput(node, "alloc: node", f"one of {sorted(self._machine.nodes)}")
 
     def _chosen(self, kind: PageKind, blocks: Iterable[int]) -> list[MemoryBlock]:
+        if not isinstance(blocks, Iterable):
+            raise InvalidInput(blocks, "alloc: blocks", "ids of blocks")
         chosen = []
         for block_id in blocks:
-            block = self._machine.blocks.get(block_id)
+            block = self._machine.blocks.get(block_id) if isinstance(block_id, int) else None
             if block is None:
                 raise InvalidInput(block_id, "alloc: blocks", "blocks that exist")
             if _allocatable(block) and (kind.migratetype is MigrateType.MOVABLE or not _in_movable(block)):
@@ -408,7 +424,10 @@ class Pages(Supply):
 
         Gives the owner if the page can't be had. Called with the lock held.
         """
-        self.drain()
+        with self.without_lists():
+            return self._give_up(block, pfn, hard=hard)
+
+    def _give_up(self, block: MemoryBlock, pfn: Pfn, *, hard: bool) -> Holding | None:
         extent = self.extent_at(block, pfn)
         if extent is None:
             return self._chunks.give_up(block, pfn, hard=hard) if self._chunks is not None else None

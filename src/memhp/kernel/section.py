@@ -168,6 +168,10 @@ class Section:
         """Give the migratetype of the pageblock of its ``page``-th page."""
         return MigrateType.MOVABLE if self.types is None else MigrateType(self.types[page >> HUGE_ORDER])
 
+    def zone_at(self, page: int) -> Zone:
+        """Give the zone of its ``page``-th page."""
+        return next(zone for zone, inside in self.parts if inside >> page & 1)
+
     def set_type(self, pageblock: int, kind: MigrateType) -> None:
         """Say what a pageblock is for from now on."""
         if self.types is None:

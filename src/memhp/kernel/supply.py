@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from memhp.kernel.kinds import HUGE_ORDER, Leaving, MigrateType, PageKind
 from memhp.kernel.section import Section, aligned, lowest_bits, runs_of
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import Mutex
-from memhp.units import Pfn
+from memhp.units import Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.chunks import Chunks
@@ -80,6 +81,10 @@ class Supply:
         if self._chunks is not None:
             self._chunks.drain()
 
+    def without_lists(self) -> contextlib.AbstractContextManager[None]:
+        """Keep single pages from changing hands without the lock, which the caller holds."""
+        return contextlib.nullcontext() if self._chunks is None else self._chunks.without_lists()
+
     def by_distance(self, node: int | None) -> list[int]:
         """Give the nodes with memory, the nearest to ``node`` first."""
         nodes = sorted(self._machine.node_states[NodeState.N_MEMORY])
@@ -112,6 +117,8 @@ class Supply:
         Raises:
             InvalidInput: not whole pageblocks, or not free and movable.
         """
+        whole_number(start, "reserve_cma: start", "a page frame")
+        whole_number(nr_pages, "reserve_cma: nr_pages", "a number of pages")
         with self.lock:
             sections = self.buddy.sections
             ends = -(start % 512) or -(nr_pages % 512) or -(nr_pages < 1)
@@ -121,7 +128,9 @@ class Supply:
             for section, bits in runs:
                 for place, length in runs_of(bits):
                     for pageblock in range(place >> HUGE_ORDER, place + length >> HUGE_ORDER):
-                        section.set_type(pageblock, MigrateType.CMA)
+                        if section.type_at(pageblock << HUGE_ORDER) is not MigrateType.CMA:
+                            section.set_type(pageblock, MigrateType.CMA)
+                            section.zone_at(pageblock << HUGE_ORDER).cma += 1 << HUGE_ORDER
                 self.buddy.touch(section)
 
     # -- runs

@@ -78,8 +78,8 @@ def _missing(machine: Machine, group: MemoryGroup | None, start: Pfn, nr_pages: 
     if group is None or group.unit_pages == nr_pages:
         return nr_pages, start
     if not group.is_dynamic:
-        missing = group.max_pages - group.present_movable_pages
-        return (None if group.present_kernel_pages or missing < 0 else missing), start
+        # Of a group that has more than it said it could have, this is negative; the kernel's sums of unsigned numbers work out.
+        return (None if group.present_kernel_pages else group.max_pages - group.present_movable_pages), start
     return _rest_of_unit(machine, group, start)
 
 
@@ -103,8 +103,8 @@ def _ratio_allows(machine: Machine, node: Node | None, group: MemoryGroup | None
     # other dynamic groups' already, as far as their own kernel memory doesn't pay for their movable memory.
     ratio = machine.parameters.auto_movable_ratio
     zones = [zone for one in ([node] if node is not None else machine.nodes.values()) for zone in one.zones]
-    movable = sum(zone.present for zone in zones if zone.type is ZoneType.MOVABLE)
-    kernel_early = sum(zone.present_early for zone in zones if zone.type is not ZoneType.MOVABLE)
+    movable = sum(zone.present if zone.type is ZoneType.MOVABLE else zone.cma for zone in zones)
+    kernel_early = sum(zone.present_early - zone.cma for zone in zones if zone.type is not ZoneType.MOVABLE)
     others = [
         other for other in machine.groups if other.is_dynamic and other is not group and (node is None or other.nid == node.nid)
     ]

@@ -66,7 +66,7 @@ class Zone:
     only when the block at one of its ends leaves (``mm/memory_hotplug.c``: ``resize_zone_range``, ``shrink_zone_span``).
     """
 
-    __slots__ = ("_ids", "blocks", "managed", "nid", "present", "present_early", "spanned", "start_pfn", "type")
+    __slots__ = ("_ids", "blocks", "cma", "managed", "nid", "present", "present_early", "spanned", "start_pfn", "type")
 
     def __init__(self, nid: int, kind: ZoneType) -> None:
         self.nid = nid
@@ -76,6 +76,8 @@ class Zone:
         self.present = 0
         self.present_early = 0
         self.managed = 0
+        self.cma = 0
+        """Pages of its pageblocks that are CMA's; they never leave."""
         self.blocks: dict[int, MemoryBlock] = {}
         """The blocks with pages in it, by id; changed by :meth:`put` and :meth:`drop` only."""
         self._ids: list[int] = []
@@ -121,9 +123,10 @@ class Zone:
         self.start_pfn, self.spanned = first, end - first
 
     def put(self, block: MemoryBlock) -> None:
-        """Take a block in."""
-        self.blocks[block.id] = block
-        bisect.insort(self._ids, block.id)
+        """Take a block in; one that is in it already, with another part, stays."""
+        if block.id not in self.blocks:
+            self.blocks[block.id] = block
+            bisect.insort(self._ids, block.id)
 
     def drop(self, block: MemoryBlock) -> None:
         """Let a block go."""

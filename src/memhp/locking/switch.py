@@ -122,7 +122,9 @@ class Waitable(Protocol):
 class Task:
     """A thread (or a scheduler's coroutine) as the locks know it."""
 
-    __slots__ = ("__weakref__", "cells", "deferred", "held", "name", "on_park", "signals", "thread", "tried", "waiting")
+    __slots__ = (
+        *("__weakref__", "cells", "deferred", "held", "name", "on_park", "requests", "signals", "thread", "tried", "waiting"),
+    )
 
     def __init__(self, name: str, thread: threading.Thread | None = None) -> None:
         self.name = name
@@ -141,6 +143,8 @@ class Task:
         """Called under the guard each time that the task parks."""
         self.deferred: BaseException | None = None
         """An interrupt that arrived where a change could no longer fail; raised when the change is complete."""
+        self.requests = 0
+        """How many requests, one made by the other, it is in the middle of."""
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -226,21 +230,28 @@ def current() -> Task:
 
 @contextlib.contextmanager
 def ending_request() -> Iterator[None]:
-    """At the end of a request, raise the interrupt that had to wait for it, in place of the request's own error if it failed."""
+    """At the end of a request, raise the interrupt that had to wait for it, in place of the request's own error if it failed.
+
+    A request that is made of others ends when the outermost one does, so that none of its steps is taken for a failure.
+    """
+    task = current()
+    task.requests += 1
     try:
         yield
     except BaseException as error:
-        interrupt = _take_deferred()
+        interrupt = _end_request(task)
         if interrupt is not None and interrupt is not error:
             raise interrupt from error
         raise
-    interrupt = _take_deferred()
+    interrupt = _end_request(task)
     if interrupt is not None:
         raise interrupt
 
 
-def _take_deferred() -> BaseException | None:
-    task = current()
+def _end_request(task: Task) -> BaseException | None:
+    task.requests -= 1
+    if task.requests:
+        return None
     interrupt, task.deferred = task.deferred, None
     return interrupt
 

@@ -9,14 +9,15 @@ import errno
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_ONLINE, MEM_ONLINE, MemoryAction, MemoryNotify
+from memhp.events import MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.add import MhpFlags, add_memory_resource
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.kinds import PageKind
 from memhp.locking import Mutex
+from memhp.locking.switch import ending_request
 from memhp.notifier import NOTIFY_OK, NotifierBlock, NotifyResult
-from memhp.units import PAGE_SHIFT, BlockId, Pfn
+from memhp.units import PAGE_SHIFT, BlockId, Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -35,10 +36,14 @@ class HyperVBalloon:
         """Whether it adds memory; not any more after it found memory where it wanted to add some."""
         self.waiting = False
         """Whether it waits (5 s at most) for its last chunk to come online."""
-        self._backed_end = Pfn(0)
+        self.pages_onlined = 0
+        """Pages of its memory that are online and backed, as it tells the host."""
+        self._backed: list[range] = []
+        """The page frames of each chunk that exist."""
         machine.online_page.set(self._online_page)
         self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="hv_balloon"))
 
+    @ending_request()
     def hot_add(self, nid: int, start: int, size: int, backed: int) -> list[BlockId]:
         """Add a region in chunks of 128 MiB; the first ``backed`` bytes of it exist. Stops at the first error.
 
@@ -49,27 +54,42 @@ class HyperVBalloon:
         """
         if not self.can_add:
             raise HotplugError(errno.EEXIST, "hot-add is switched off since memory was found where it should come")
-        self._backed_end = Pfn((start + backed) >> PAGE_SHIFT)
+        for name, number in (("start", start), ("size", size), ("backed", backed)):
+            whole_number(number, f"hv_balloon: {name}")
         added: list[BlockId] = []
         chunk = max(_CHUNK, self._machine.block_size)
         for place in range(start, start + size, chunk):
             self.waiting = True
+            self._backed.append(range(place >> PAGE_SHIFT, min(start + backed, place + chunk) >> PAGE_SHIFT))
             try:
                 added += self._machine.add_memory(nid, place, chunk, flags=MhpFlags.MERGE_RESOURCE)
-            except HotplugError as error:
+            except BaseException as error:
                 self.waiting = False
-                self.can_add = error.errno != errno.EEXIST
+                self._backed.pop()
+                if isinstance(error, HotplugError):
+                    self.can_add = error.errno != errno.EEXIST
                 raise
         return added
 
     def _online_page(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
-        begin = max(start, self._backed_end)
-        kept = start + nr_pages - begin
-        return [(Pfn(begin), kept, Allocation(PageKind.OFFLINE, "hv_balloon"))] if kept > 0 else []
+        kept, place, end = [], int(start), start + nr_pages
+        for part in [*self._backed_in(start, nr_pages), range(end, end)]:
+            if place < part.start:
+                kept.append((Pfn(place), part.start - place, Allocation(PageKind.OFFLINE, "hv_balloon")))
+            place = part.stop
+            self.pages_onlined += len(part)
+        return kept
+
+    def _backed_in(self, start: Pfn, nr_pages: int) -> list[range]:
+        parts = [range(max(part.start, start), min(part.stop, start + nr_pages)) for part in self._backed]
+        return sorted((part for part in parts if part), key=lambda part: part.start)
 
     def _notify(self, block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
         if action in {MEM_ONLINE, MEM_CANCEL_ONLINE}:
             self.waiting = False
+        elif action is MEM_OFFLINE:
+            gone = sum(map(len, self._backed_in(arg.start_pfn, arg.nr_pages)))
+            self.pages_onlined = max(self.pages_onlined - gone, 0)
         return NOTIFY_OK
 
 
@@ -86,6 +106,7 @@ class XenBalloon:
         machine.online_page.set(self._online_page)
         self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="xen balloon"))
 
+    @ending_request()
     def reserve_additional_memory(self, nid: int, start: int, size: int) -> list[BlockId]:
         """Add room for the balloon to deflate into. It drops its own mutex while it holds device_hotplug_lock.
 

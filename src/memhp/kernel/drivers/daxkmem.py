@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from memhp.errors import HotplugError
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.iomem import Resource, ResourceName
-from memhp.units import PAGE_SHIFT
+from memhp.locking.switch import ending_request
+from memhp.units import PAGE_SHIFT, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -42,9 +43,9 @@ class DaxKmem:
         memmap_on_memory: bool = False,
     ) -> None:
         self._machine = machine
-        self._nid = nid
+        self._nid = whole_number(nid, "dax/kmem: nid", "the number of a node")
         self.name = name
-        self._ranges = ranges
+        self._ranges = [(whole_number(start, "dax/kmem: start"), whole_number(size, "dax/kmem: size")) for start, size in ranges]
         self._memmap = memmap_on_memory and machine.rules.value.drivers_since_6_12
         self._group: int | None = None
         self.claims: list[Resource] = []
@@ -52,6 +53,7 @@ class DaxKmem:
         self.leaked = False
         """Whether memory could not be removed at unbind; it stays until the machine boots anew."""
 
+    @ending_request()
     def probe(self) -> None:
         """Bind the driver: claim the ranges and add them, in one static group.
 
@@ -73,9 +75,17 @@ class DaxKmem:
                 if self.claims:
                     _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
                     continue
-                self._machine.groups.unregister(self._group)
-                self._group = None
+                self._drop_group()
                 raise
+            except BaseException:
+                if not self.claims:
+                    self._drop_group()
+                raise
+
+    def _drop_group(self) -> None:
+        mgid, self._group = self._group, None
+        if mgid is not None:
+            self._machine.groups.drop(mgid)
 
     def _aligned(self, start: int, size: int) -> tuple[int, int]:
         block = self._machine.block_size
@@ -97,6 +107,7 @@ class DaxKmem:
             raise
         return claim
 
+    @ending_request()
     def unbind(self) -> None:
         """Unbind the driver: remove each range whose blocks are all offline; one with an online block leaks."""
         for claim in self.claims.copy():
@@ -108,6 +119,5 @@ class DaxKmem:
                 continue
             self._machine.iomem.release(claim)
             self.claims.remove(claim)
-        if not self.leaked and self._group is not None:
-            self._machine.groups.unregister(self._group)
-            self._group = None
+        if not self.leaked:
+            self._drop_group()

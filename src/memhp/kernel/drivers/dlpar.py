@@ -17,7 +17,8 @@ from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import add, device
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.attributes import Attribute, Directory
-from memhp.locking import requires
+from memhp.locking import current, requires
+from memhp.locking.switch import ending_request
 from memhp.units import BlockId, PhysAddr
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Dlpar:
                 what went wrong.
         """
         action, by, numbers = _parse(text)
-        with self._machine.locks.device_hotplug:
+        with ending_request(), self._machine.locks.device_hotplug:
             getattr(self, f"_{action}_by_{by}")(*numbers)
             self.device_tree_updates += 1
 
@@ -105,18 +106,31 @@ class Dlpar:
             except HotplugError as error:
                 _log.info("LMB %#x is passed over: %s", lmb.drc_index, error)
                 continue
+            except BaseException:
+                self._undo(done, undo)
+                raise
             done.append(lmb)
             if len(done) == count:
                 return
-        self._undo(done, undo)
-        raise HotplugError(errno.EINVAL, f"only {len(done)} of {count} LMBs worked, so none was changed in the end")
+        holds = self._undo(done, undo)
+        raise HotplugError(errno.EINVAL, f"only {len(done)} of {count} LMBs worked, {holds}")
 
-    def _undo(self, done: list[Lmb], undo: Callable[[Lmb], None]) -> None:
+    def _undo(self, done: list[Lmb], undo: Callable[[Lmb], None]) -> str:
+        # Says what is the case then.
+        lost: list[Lmb] = []
         for lmb in done:
             try:
                 undo(lmb)
             except HotplugError as error:
                 _log.warning("LMB %#x could not be undone: %s", lmb.drc_index, error)
+                lost.append(lmb)
+            except BaseException as interrupt:
+                # The others must be undone before Ctrl-C takes effect.
+                _log.warning("LMB %#x could not be undone: interrupted", lmb.drc_index)
+                current().deferred = interrupt
+                lost.append(lmb)
+        which = ", ".join(f"{lmb.drc_index:#x}" for lmb in lost)
+        return f"and LMB {which} could not be undone" if lost else "so none was changed in the end"
 
     # -- by index: just that one
 
@@ -156,9 +170,11 @@ class Dlpar:
         for lmb in chosen:
             try:
                 act(lmb)
-            except HotplugError as error:
-                self._undo(done, undo)
-                raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} failed, so none was changed in the end") from error
+            except BaseException as error:
+                holds = self._undo(done, undo)
+                if not isinstance(error, HotplugError):
+                    raise
+                raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} failed, {holds}") from error
             done.append(lmb)
 
     # -- one LMB

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from memhp.errors import InvalidInput
 from memhp.events import (
+    MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
     MEM_FINISH_OFFLINE,
     MEM_GOING_OFFLINE,
@@ -23,7 +25,7 @@ from memhp.events import (
 from memhp.kernel.add import MhpFlags
 from memhp.locking import Mutex
 from memhp.notifier import NOTIFY_BAD, NOTIFY_OK, NotifierBlock, NotifyResult
-from memhp.units import PAGE_SHIFT
+from memhp.units import PAGE_SHIFT, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -41,6 +43,9 @@ class SclpMemory:
         increment: bytes of an increment.
         edat1: whether the CPU has large pages (EDAT1), so that on 6.12 blocks may hold their own memmap.
         assign: asks the hypervisor to back an increment, by number; gives False if it can't.
+
+    Raises:
+        InvalidInput: not whole increments and blocks.
     """
 
     def __init__(
@@ -53,13 +58,19 @@ class SclpMemory:
         edat1: bool = True,
         assign: Callable[[int], bool] = lambda number: True,
     ) -> None:
+        for name, number in (("start", start), ("size", size), ("increment", increment)):
+            whole_number(number, f"sclp: {name}")
+        if not 0 <= start < start + size <= machine.mappable or increment < 1:
+            raise InvalidInput((start, size, increment), "sclp: (start, size, increment)", "bytes that can be mapped")
+        if any(number % unit for number in (start, size) for unit in (increment, machine.block_size)):
+            raise InvalidInput((start, size, increment), "sclp: (start, size, increment)", "whole increments and memory blocks")
         self._machine = machine
         self._start, self._size, self._increment = start, size, increment
         self._edat1 = edat1
         self._assign = assign
         self._mutex = Mutex("sclp_mem_mutex", machine.dep)
         self.standby = set(range(start // increment, (start + size) // increment))
-        """Numbers of the increments that the hypervisor does not back."""
+        """Numbers of the increments that the hypervisor does not back, as the driver knows."""
         self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="sclp_mem"))
 
     def detect(self) -> list[int]:
@@ -93,10 +104,14 @@ class SclpMemory:
             if action in off:
                 self.standby |= set(self._numbers(start, size))
                 return NOTIFY_OK
-        # Before 6.12 it knows the actions above and MEM_ONLINE, and refuses any other.
-        return NOTIFY_OK if prepares or action is MEM_ONLINE else NOTIFY_BAD
+        # Before 6.12 it knows the six actions of that time, and refuses any other.
+        return NOTIFY_OK if prepares or action in {MEM_ONLINE, MEM_CANCEL_OFFLINE} else NOTIFY_BAD
 
     def _back(self, start: int, size: int) -> bool:
-        answers = [(number, self._assign(number)) for number in self._numbers(start, size)]
-        self.standby -= {number for number, given in answers if given}
-        return all(given for _, given in answers)
+        # All are asked for, even behind one that can't be had; but from that one on none counts as backed.
+        failed = False
+        for number in self._numbers(start, size):
+            failed = not self._assign(number) or failed
+            if not failed:
+                self.standby.discard(number)
+        return not failed
