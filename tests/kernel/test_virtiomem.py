@@ -9,6 +9,7 @@ import pytest
 from memhp import (
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
+    MEM_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
     InvalidInput,
@@ -408,6 +409,26 @@ def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules)
     assert refuse(machine, MEM_GOING_ONLINE) == []
 
 
+@ALL
+@pytest.mark.fact("10.7")
+def test_ctrl_c_while_it_grows_is_raised_when_the_request_is_done(boot: Boot, rules: Rules) -> None:
+    """So the driver and the machine agree on what is plugged, and shrinking finds it."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if interrupts and action is MEM_ONLINE:
+            raise interrupts.pop()
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        want(device, 256 * MIB)
+    assert (blocks(machine), plugged(device), device.plugged) == ({32: "online", 33: "online"}, {32: 128, 33: 128}, 256 * MIB)
+    assert (want(device, 0), blocks(machine), device.plugged) == ("ok", {}, 0)
+
+
 # -- bad input
 
 
@@ -423,10 +444,13 @@ def test_malformed_devices_and_requests_are_refused(boot: Boot) -> None:
     ]:
         with pytest.raises(InvalidInput, match="virtio-mem"):
             VirtioMem(machine, 1, start, size, block_size=unit)
+    for wrong in [("1", ROOM, GIB), (1, None, GIB), (1, ROOM, 1e9)]:
+        with pytest.raises(InvalidInput, match="virtio-mem"):
+            VirtioMem(machine, *wrong)  # type: ignore[arg-type]
     device = VirtioMem(machine, 1, ROOM, GIB)
-    for size in (-1, MIB, 2 * GIB):
+    for wanted in (-1, MIB, 2 * GIB, "1GiB"):
         with pytest.raises(InvalidInput, match="requested"):
-            device.request(size)
+            device.request(wanted)  # type: ignore[arg-type]
     assert refusal(XenBalloon, machine) == "EINVAL"
     assert device.unbind() is True
     before = snapshot(machine)

@@ -12,6 +12,7 @@ from memhp.kernel.zones import NodeState
 from memhp.locking import ActiveReference, Mutex, requires
 from memhp.locking.percpu import WriteSide
 from memhp.locking.switch import ending_request
+from memhp.units import whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -111,8 +112,9 @@ class Cpus:
         Raises:
             HotplugError: EEXIST, it is there; EINVAL, no such number, or the node is not possible.
         """
+        whole_number(number, "cpu", "the number of a CPU")
         with ending_request(), self._machine.locks.device_hotplug:
-            return self.hot_add(number, nid)
+            return self.hot_add(number, whole_number(nid, "node", "the number of a node"))
 
     def remove(self, number: int) -> None:
         """Take a CPU out that is offline; its node goes with it if nothing else is there.
@@ -132,7 +134,7 @@ class Cpus:
         _hot_remove(self._machine, self._cpus, cpu)
 
     def _present(self, number: int) -> Cpu:
-        cpu = self._cpus.get(number)
+        cpu = self._cpus.get(whole_number(number, "cpu", "the number of a CPU"))
         if cpu is None:
             raise HotplugError(errno.ENODEV, f"there is no cpu{number}")
         return cpu

@@ -28,8 +28,9 @@ from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.iomem import ResourceName
 from memhp.locking import Mutex
+from memhp.locking.switch import ending_request
 from memhp.notifier import NOTIFY_BAD, NOTIFY_DONE, NOTIFY_OK, NotifierBlock, NotifyResult, notifier_from_errno
-from memhp.units import PAGE_SHIFT, Pfn
+from memhp.units import PAGE_SHIFT, Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -105,6 +106,8 @@ class VirtioMem:
         answer: Callable[[str, int, int], int] = lambda what, start, size: 0,
         offline_at_most: int = _OFFLINE_AT_MOST,
     ) -> None:
+        for name, value in (("nid", nid), ("start", start), ("size", size), ("block_size", block_size)):
+            whole_number(value, f"virtio-mem: {name}", "a number")
         if block_size < 4096 or block_size & (block_size - 1) or start % block_size or size % block_size or size < 1:
             raise InvalidInput(
                 (start, size, block_size), "virtio-mem", "a region of whole device blocks, a power of two of pages"
@@ -146,7 +149,7 @@ class VirtioMem:
 
     def request(self, size: int) -> None:
         """Say how many bytes the hypervisor wants the guest to have (``requested-size``)."""
-        if size < 0 or size > self.size or size % self.mode.unit:
+        if whole_number(size, "virtio-mem: requested") < 0 or size > self.size or size % self.mode.unit:
             raise InvalidInput(size, "virtio-mem: requested", f"a multiple of {self.mode.unit:#x}, at most {self.size:#x}")
         self.requested = size
         self.queued = True
@@ -164,6 +167,7 @@ class VirtioMem:
 
     # -- the worker
 
+    @ending_request()
     def work(self) -> str:
         """Run the worker once: plug or unplug as much as is requested and possible; gives ``ok``, or the errno that ended it."""
         if self.broken:
@@ -198,6 +202,7 @@ class VirtioMem:
             self.retry_ms = None
             self.queued = True
 
+    @ending_request()
     def unbind(self) -> bool:
         """Unbind the driver; gives whether all of its memory is gone. What is left stays, and nobody follows it any more."""
         with self.mutex:
