@@ -20,6 +20,8 @@ BLOCK = 128 * MIB
 MEMORY = "/sys/devices/system/memory"
 NODE = "/sys/devices/system/node"
 PARAMETERS = "/sys/module/memory_hotplug/parameters"
+ALL = pytest.mark.parametrize("rules", list(Rules))
+"""Under each of the rules."""
 
 
 class Log(list[str]):

@@ -22,6 +22,7 @@ from memhp import (
     Rules,
 )
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MEMORY,
@@ -42,7 +43,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 
 

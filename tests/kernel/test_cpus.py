@@ -6,9 +6,8 @@ import pytest
 
 from memhp import MEM_GOING_OFFLINE, Machine, MemoryAction, NotifyResult, Rules
 from memhp.abi.uevent import Uevent
-from support import BLOCK, GIB, NODE, Boot, another_reads, in_thread, refusal, snapshot, until_parked, write
+from support import ALL, BLOCK, GIB, NODE, Boot, another_reads, in_thread, refusal, snapshot, until_parked, write
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 CPU = "/sys/devices/system/cpu"
 ROOM = 4 * GIB

@@ -26,6 +26,7 @@ from memhp import (
 from memhp.kernel.drivers import DaxKmem, Dlpar, HyperVBalloon, Lmb, SclpMemory, XenBalloon
 from memhp.units import Pfn
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MIB,
@@ -41,7 +42,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 PAGES = BLOCK >> 12
 

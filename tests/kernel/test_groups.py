@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from memhp import Machine, MhpFlags, Rules
 from memhp.units import Pfn
-from support import BLOCK, GIB, PARAMETERS, Boot, refusal, snapshot, valid_zones, write
+from support import ALL, BLOCK, GIB, PARAMETERS, Boot, refusal, snapshot, valid_zones, write
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 PAGES = BLOCK >> 12
 POLICY = {

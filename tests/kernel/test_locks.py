@@ -23,6 +23,7 @@ from memhp.kernel import add, device
 from memhp.locking import Op, current, switch
 from memhp.units import PhysAddr
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MEMORY,
@@ -40,7 +41,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 MODES = {
     Op.ACQUIRE: "",

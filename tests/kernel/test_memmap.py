@@ -22,9 +22,24 @@ from memhp import (
     Rules,
 )
 from memhp.kernel.iomem import ResourceName
-from support import BLOCK, GIB, MEMORY, MIB, PARAMETERS, Boot, Log, refusal, rounds, snapshot, state, three, valid_zones, write
+from support import (
+    ALL,
+    BLOCK,
+    GIB,
+    MEMORY,
+    MIB,
+    PARAMETERS,
+    Boot,
+    Log,
+    refusal,
+    rounds,
+    snapshot,
+    state,
+    three,
+    valid_zones,
+    write,
+)
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 BEFORE_6_12 = pytest.mark.parametrize("rules", [Rules.DOCUMENTED, Rules.LINUX_6_1])
 ROOM = 4 * GIB
 PAGES = BLOCK >> 12

@@ -21,6 +21,7 @@ from memhp import (
 from memhp.kernel.iomem import ResourceName
 from memhp.locking import current
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MEMORY,
@@ -39,7 +40,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 BAD: dict[MemoryAction, NotifyResult | BaseException] = {MEM_GOING_OFFLINE: NOTIFY_BAD}
 

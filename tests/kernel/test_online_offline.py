@@ -32,6 +32,7 @@ from memhp.kernel import BlockState, Zone, device
 from memhp.kernel.zonechoice import zone_for_pfn_range
 from memhp.locking import current
 from support import (
+    ALL,
     GIB,
     MEMORY,
     NODE,
@@ -53,7 +54,6 @@ from support import (
 
 ENOMEM = notifier_from_errno(-12)
 BOTH = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
-ALL = pytest.mark.parametrize("rules", list(Rules))
 
 
 # -- 3.A: the writes

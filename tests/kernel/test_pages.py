@@ -26,6 +26,7 @@ from memhp import (
     Rules,
 )
 from support import (
+    ALL,
     GIB,
     Boot,
     Log,
@@ -39,8 +40,6 @@ from support import (
     with_node_1,
     write,
 )
-
-ALL = pytest.mark.parametrize("rules", list(Rules))
 
 
 def take(machine: Machine, block: int) -> str:

@@ -34,9 +34,8 @@ from memhp.kernel.participants import (
     Slab,
     join,
 )
-from support import BLOCK, GIB, MIB, Boot, refusal, snapshot, state, with_node_1, write
+from support import ALL, BLOCK, GIB, MIB, Boot, refusal, snapshot, state, with_node_1, write
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 PAGES = BLOCK >> 12
 START = 4 * GIB >> 12
 P = TypeVar("P", bound=Participant)

@@ -13,9 +13,8 @@ from memhp.kernel.drivers import DaxKmem, HyperVBalloon, SclpMemory, XenBalloon
 from memhp.kernel.holdings import Allocation
 from memhp.units import Pfn
 from page_checker import check_pages
-from support import BLOCK, GIB, MIB, Boot, another_reads, in_thread, interrupt, refusal, snapshot, with_node_1
+from support import ALL, BLOCK, GIB, MIB, Boot, another_reads, in_thread, interrupt, refusal, snapshot, with_node_1
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 HIGH = 8 * GIB
 JUNK: list[Any] = [None, "many", 1.5, float("nan"), True, b"1", [], {}, (), object()]

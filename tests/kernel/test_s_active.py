@@ -12,9 +12,8 @@ from memhp.kernel.machine import Machine as KernelMachine
 from memhp.locking import LockGraph, switch
 from memhp.locking.switch import Op
 from memhp.units import PhysAddr
-from support import BLOCK, GIB, MEMORY, NODE, Boot, Running, in_thread, refusal, state, until_parked, with_node_1, write
+from support import ALL, BLOCK, GIB, MEMORY, NODE, Boot, Running, in_thread, refusal, state, until_parked, with_node_1, write
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 
 

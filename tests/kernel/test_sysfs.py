@@ -18,6 +18,7 @@ from memhp import (
 )
 from memhp.abi.uevent import Uevent
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MEMORY,
@@ -39,7 +40,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 FILES = pytest.mark.parametrize(("file", "on", "off"), [("state", "online", "offline"), ("online", "1", "0")])
 
 

@@ -23,9 +23,8 @@ from memhp import (
 from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
-from support import BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
+from support import ALL, BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 ROOM = 4 * GIB
 

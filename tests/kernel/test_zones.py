@@ -7,6 +7,7 @@ import pytest
 from memhp import Machine, OnlineType, Rules, ZoneType
 from memhp.kernel.boot import default_block_size
 from support import (
+    ALL,
     BLOCK,
     GIB,
     MIB,
@@ -21,7 +22,6 @@ from support import (
     write,
 )
 
-ALL = pytest.mark.parametrize("rules", list(Rules))
 ROOM = 4 * GIB
 
 
