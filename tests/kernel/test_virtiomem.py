@@ -9,6 +9,7 @@ import pytest
 from memhp import (
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
+    MEM_OFFLINE,
     MEM_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
@@ -406,6 +407,23 @@ def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules)
     machine.free_pages(machine.alloc_pages(65526, blocks=[32, 33]))
     kept.clear()
     assert refuse(machine, MEM_GOING_ONLINE) == []
+
+
+@pytest.mark.fact("10.6")
+def test_a_block_that_is_taken_back_after_it_was_offline_is_as_before(boot: Boot) -> None:
+    """The document's NOTIFY_BAD at MEM_OFFLINE, from a callback behind the driver: CANCEL_OFFLINE follows OFFLINE."""
+    machine = guest(boot, Rules.DOCUMENTED)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 160 * MIB)
+    before = snapshot(machine)
+    refused = refuse(machine, MEM_OFFLINE, 33, priority=-1)
+    assert refusal(write, machine, "memory33/state", "offline") == "EPERM"
+    assert (snapshot(machine) | {"uevents": 0}, device.offline_size) == (before | {"uevents": 0}, 0)
+    refused.clear()
+    assert (want(device, 256 * MIB), plugged(device), machine.zone(1, "Movable").managed) == ("ok", {32: 128, 33: 128}, 65536)
+    assert machine.pages.count_free([machine.block(33)]) == 32768
+    write(machine, "memory33/state", "offline")
+    assert device.offline_size == 128 * MIB
 
 
 @ALL

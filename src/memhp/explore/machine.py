@@ -89,9 +89,9 @@ FIELDS = (
     *_fields(
         VirtioMem,
         lambda device: "virtio-mem",
-        "requested plugged offline_size queued working retry_ms broken removing _next_retry_ms _active",
+        "requested plugged offline_size queued working retry_ms broken removing _next_retry_ms _active _went_offline",
     ),
-    *_fields(SubBlocks, lambda mode: "virtio-mem", "", "blocks"),
+    *_fields(SubBlocks, lambda mode: "virtio-mem", "_left", "blocks"),
     *_fields(Divided, lambda mine: f"virtio-mem/memory{mine.id}", "state", "plugged held"),
     *_fields(BigBlocks, lambda mode: "virtio-mem", "", "states _held"),
 )

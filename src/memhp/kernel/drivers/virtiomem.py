@@ -132,6 +132,7 @@ class VirtioMem:
         # Held from GOING_* to the end of a change, and taken under the chain's rwsem in between: lockdep must not see it.
         self.mutex = Mutex("virtio_mem hotplug_mutex", None)
         self._active = False
+        self._went_offline: int | None = None
         self.name = ResourceName("System RAM (virtio_mem)")
         unit = max(block_size, PAGEBLOCK)
         self.mode: Mode = SubBlocks(self, unit) if unit < machine.block_size else BigBlocks(self, unit)
@@ -256,6 +257,10 @@ class VirtioMem:
             return self._begin(action, start, size)
         if action in {MEM_ONLINE, MEM_OFFLINE} or (action in {MEM_CANCEL_ONLINE, MEM_CANCEL_OFFLINE} and self._active):
             self._end(action, start, size)
+        elif action is MEM_CANCEL_OFFLINE and start == self._went_offline:
+            # The document's NOTIFY_BAD at MEM_OFFLINE, from a callback behind this one: the block is online again.
+            self.mode.notify(action, start, size)
+            self.offline_size -= size
         return NOTIFY_OK
 
     def _begin(self, action: MemoryAction, start: int, size: int) -> NotifyResult:
@@ -264,13 +269,14 @@ class VirtioMem:
         if self.removing:
             self.mutex.release()
             return notifier_from_errno(-errno.EBUSY)
-        self._active = True
+        self._active, self._went_offline = True, None
         return self.mode.notify(action, start, size)
 
     def _end(self, action: MemoryAction, start: int, size: int) -> None:
         self.mode.notify(action, start, size)
         if action is MEM_OFFLINE:
             self.offline_size += size
+            self._went_offline = start
         elif action is MEM_ONLINE:
             self.offline_size -= size
             if not self.working and self.could_add(self.offline_threshold // 2):

@@ -78,6 +78,8 @@ class SubBlocks:
         self.group_unit = size
         first, last = -(-device.start // size), (device.start + device.size) // size
         self.blocks = [Divided(BlockId(number), size // unit) for number in range(first, last)]
+        # What the last block that went offline was before.
+        self._left: tuple[BlockState, dict[int, Allocation]] = (BlockState.OFFLINE, {})
 
     # -- plugging
 
@@ -274,6 +276,8 @@ class SubBlocks:
         mine = self._at(start)
         if action is MEM_GOING_ONLINE:
             return NOTIFY_OK if mine.state is BlockState.OFFLINE else NOTIFY_BAD
+        if action is MEM_CANCEL_OFFLINE and mine.state is BlockState.OFFLINE:
+            mine.state, mine.held = self._left
         if action in {MEM_GOING_OFFLINE, MEM_CANCEL_OFFLINE}:
             for allocation in mine.held.values():
                 allocation.released = action is MEM_GOING_OFFLINE
@@ -281,8 +285,8 @@ class SubBlocks:
             movable = any(zone.type is ZoneType.MOVABLE for zone, _, _ in self._block(mine).present)
             mine.state = BlockState.MOVABLE if movable else BlockState.KERNEL
         elif action is MEM_OFFLINE:
-            mine.state = BlockState.OFFLINE
-            mine.held.clear()
+            self._left = mine.state, mine.held
+            mine.state, mine.held = BlockState.OFFLINE, {}
         return NOTIFY_OK
 
     def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:
