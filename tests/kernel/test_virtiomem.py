@@ -243,6 +243,26 @@ def test_a_block_that_another_callback_keeps_stays_with_nothing_in_it(boot: Boot
     assert blocks(machine) == ({32: "online"} if rules is Rules.LINUX_6_1 else {})
 
 
+@ALL
+@pytest.mark.fact("10.7")
+def test_each_block_that_is_wholly_unplugged_is_tried_also_after_one_that_had_to_stay(boot: Boot, rules: Rules) -> None:
+    """Both are asked about, the highest first, and both stay with nothing in them."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 256 * MIB)
+    refuse(machine, MEM_GOING_OFFLINE, 32, 33)
+    log: list[int] = []
+
+    def listener(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_OFFLINE:
+            log.append(machine.block_id_of(arg.start_pfn))
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(listener, 1)
+    want(device, 0)
+    assert (log, blocks(machine), plugged(device)) == ([33, 32], {32: "online", 33: "online"}, {})
+
+
 @pytest.mark.fact("10.7")
 def test_memory_that_could_not_be_added_is_unplugged_again(boot: Boot) -> None:
     """And if that fails too, the next run does it first."""

@@ -189,7 +189,8 @@ class SubBlocks:
                 if not units:
                     break
                 units -= self._unplug_some(mine, units)
-                stuck = stuck or (not mine.plugged and not self._let_go(mine))
+                if not mine.plugged and not self._let_go(mine):
+                    stuck = True
         if stuck and self._device.machine.rules.value.drivers_since_6_12:
             raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
         if units:
