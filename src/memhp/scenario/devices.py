@@ -138,8 +138,7 @@ class Devices:
         driver = self.drivers.get(name)
         if driver is None:
             raise HotplugError(errno.ENODEV, f"there is no virtio-mem device {name}")
-        if size != driver.requested:  # otherwise the hypervisor says nothing
-            driver.request(size)
+        driver.request(size)  # the hypervisor tells the driver also if nothing is new
         self.settle()
         return driver.plugged
 
