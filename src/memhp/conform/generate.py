@@ -2,8 +2,8 @@
 
 What is written can be played on any machine: everything that a step names is there when it is played. One thing is left out,
 because no model can foretell it: memory that the kernel itself uses. So no block is asked to leave that came online outside of
-ZONE_MOVABLE on a node with memory from the boot (the kernel takes pages there at once), or before a DIMM was plugged in (the
-``struct page`` of new memory lie in memory that is online).
+ZONE_MOVABLE on a node with CPUs or memory from the boot (the kernel takes pages there at once), or before a DIMM was plugged in
+(the ``struct page`` of new memory lie in memory that is online), nor is a page of it said to be bad.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class _Generator:
             Machine.boot(options["nodes"], parameters=options["parameters"], rules=rules, room="16GiB", acpi_tables="128KiB")
             for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12)
         ]
-        self.with_boot_memory = {block.nid for block in self.machines[0].blocks.values()}
+        first = self.machines[0]
+        self.kernels_nodes = {block.nid for block in first.blocks.values()} | {cpu.nid for cpu in first.cpus}
         self.dimms: dict[str, list[Dimm]] = {}
         self.made = 0
         self.used: set[int] = set()
@@ -173,10 +174,10 @@ class _Generator:
         return self.machines[0].blocks
 
     def _look(self) -> None:
-        # The kernel may use what is online in its zones of nodes that it used from the beginning.
+        # The kernel may use what is online in its zones of nodes where it runs, or had memory from the beginning.
         for machine in self.machines:
             for block in machine.blocks.values():
-                if block.nid in self.with_boot_memory and _is_kernels(block):
+                if block.nid in self.kernels_nodes and _is_kernels(block):
                     self.used.add(block.id)
         self.used.intersection_update(self.blocks)
 
@@ -300,7 +301,7 @@ class _Generator:
 
     def _poison(self) -> dict[str, Any] | None:
         block = self._some_block()
-        if block.id < _FIRST_DIMM_BLOCK or self.devices.owns(block.id):
+        if block.id < _FIRST_DIMM_BLOCK or block.id in self.used or self.devices.owns(block.id):
             return None
         page = block.start_pfn + self.random.choice((0x1000, 0x1001, 0x7FFF))
         return self._write("hard_offline_page", self.random.choice(_HARD_OFFLINES).format(page=hex(page << PAGE_SHIFT)))
