@@ -68,19 +68,21 @@ class DaxKmem:
             message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
             raise HotplugError(errno.EINVAL, message)
         self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
+        mapped: list[Resource] = []
         for start, size in ranges:
             try:
-                self.claims.append(self._add(start, size))
+                mapped.append(self._add(start, size))
             except HotplugError as error:
-                if self.claims:
+                if mapped:
                     _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
                     continue
                 self._drop_group()
                 raise
             except BaseException:
-                if not self.claims:
+                if not mapped:
                     self._drop_group()
                 raise
+            self.claims.append(mapped[-1])
 
     def _drop_group(self) -> None:
         mgid, self._group = self._group, None
