@@ -29,6 +29,7 @@ echo ram > {NVDIMM}/mode
 echo {2 * MIB} > {NVDIMM}/align
 echo namespace0.0 > {NVDIMM}/namespace
 echo dax0.0 > /sys/bus/nd/drivers/dax_pmem/bind
+ls /sys/bus/dax/drivers/device_dax/dax0.0 >/dev/null
 echo dax0.0 > {DAX}/device_dax/unbind
 cat /sys/bus/dax/devices/dax0.0/resource /sys/bus/dax/devices/dax0.0/size
 """
@@ -51,6 +52,10 @@ STORY = [
 ]
 """What is done, how it ends, the blocks then, and the lines of /proc/iomem."""
 
+DEVICE_ZONE = re.compile(r"zone +Device\n(?: +(?:pages )?\w+ +\d+\n)+")
+EMPTY = ["pages free 0", "boost 0", "min 0", "low 0", "high 0", "spanned 131072", "present 0", "managed 0", "cma 0"]
+"""What /proc/zoneinfo says while the driver device_dax has the device, and since: the span never shrinks."""
+
 Happened = list[tuple[str, str, list[str], list[str]]]
 
 
@@ -61,8 +66,18 @@ def test_the_driver_s_memory_comes_goes_and_leaks_as_on_the_model(series: str) -
     assert in_a_guest(series) == STORY
 
 
+def device_zone(zoneinfo: str) -> list[str]:
+    """Give the lines of the one ZONE_DEVICE, but for ``promo``, which 6.12 has."""
+    [found] = DEVICE_ZONE.findall(zoneinfo)
+    return [" ".join(line.split()) for line in found.splitlines()[1:] if "promo" not in line]
+
+
 def on_the_model(rules: Rules) -> Happened:
     machine = Machine.boot(["3GiB"], rules=rules, parameters={"memhp_default_state": "offline"})
+    mapped = machine.device_memory.memremap_pages(0, 4 * GIB, 512 * MIB)
+    assert device_zone(machine.tree.read("/proc/zoneinfo")) == EMPTY
+    machine.device_memory.memunmap_pages(mapped)
+    assert device_zone(machine.tree.read("/proc/zoneinfo")) == EMPTY
     device = DaxKmem(machine, 0, [(4 * GIB + 2 * MIB, 510 * MIB)])
 
     def do(what: str) -> str:
@@ -91,6 +106,7 @@ def in_a_guest(series: str) -> Happened:
     # 3 GiB are below 4 GiB; the last 512 MiB are at 4 GiB.
     with Session(series, ["3584MiB"], parameters="memhp_default_state=offline memmap=512M!4G", modules=modules) as guest:
         assert guest.run(MAKE_DEVICE) == (0, f"{4 * GIB + 2 * MIB:#x}\n{510 * MIB}\n")
+        assert device_zone(guest.run("cat /proc/zoneinfo").output) == EMPTY
         # The driver takes a device whose name it has been told, at once.
         paths = iter(["kmem/new_id", *["kmem/bind"] * len(STORY)])
 
