@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure import Figure, duration, heading, quiet, table
+from bench.measure import Figure, duration, heading, peak_memory, quiet, table
 from memhp import Machine
 
 PROCESSES = 5
@@ -57,11 +57,11 @@ def _in_a_process() -> dict[str, float]:
 
 
 def _measure() -> dict[str, float]:
-    before = _peak_memory()
+    before = peak_memory()
     begin = time.perf_counter()
     machine = Machine.boot("1TiB", block_size="128MiB")
     booted = time.perf_counter() - begin
-    peak = _peak_memory()
+    peak = peak_memory()
     tree = machine.tree
     paths = [f"{MEMORY}/memory{number}/state" for number in machine.blocks]
     if len(paths) != BLOCKS:
@@ -87,13 +87,6 @@ def _median_time(act: Callable[[], object]) -> float:
         act()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
-
-
-def _peak_memory() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 ROUNDS = 11
 ROUND_SECONDS = 0.03
@@ -39,6 +40,14 @@ class Figure:
 def ratio_figure(name: str, limit: float, measured: float) -> Figure:
     """Make the line of a ratio that may be at most ``limit``."""
     return Figure(name, f"<= {limit:.2f} x", f"{measured:.2f} x", measured <= limit)
+
+
+def peak_memory() -> float:
+    """Give the most memory that this process has had, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 @contextlib.contextmanager

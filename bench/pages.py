@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import Figure, Runner, duration, heading, median, quiet, race, ratio, ratio_figure, table
+from bench.measure import Figure, Runner, duration, heading, median, peak_memory, quiet, race, ratio, ratio_figure, table
 from memhp import Machine
 from memhp.study import fill
 
@@ -146,7 +146,7 @@ def _large() -> list[Figure]:
 
 
 def _measure(size: str) -> dict[str, float]:
-    before = _peak_memory()
+    before = peak_memory()
     begin = time.process_time()
     machine = Machine.boot(size, block_size="128MiB")
     booted = time.process_time()
@@ -157,16 +157,9 @@ def _measure(size: str) -> dict[str, float]:
         "boot": booted - begin,
         "fill": end - booted,
         "before": before,
-        "peak": _peak_memory(),
+        "peak": peak_memory(),
         "used": filled.nr_pages * 4096 / machine.memory_total,
     }
-
-
-def _peak_memory() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 if __name__ == "__main__":

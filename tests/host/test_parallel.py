@@ -24,13 +24,14 @@ def test_each_item_is_worked_on_once(workers: int) -> None:
 
 def test_the_threads_work_at_the_same_time() -> None:
     """Each waits for the others, in the middle of its first item."""
-    meeting = threading.Barrier(3)
+    meeting, places = threading.Barrier(3, timeout=30), list[int]()
 
     def work(some: Iterator[int]) -> None:
         for _ in some:
-            meeting.wait()
+            places.append(meeting.wait())
 
     parallel.share(range(3), work, 3)
+    assert sorted(places) == [0, 1, 2]
 
 
 def test_an_error_ends_all_of_them_and_is_raised() -> None:

@@ -135,8 +135,7 @@ def test_a_driver_has_settled_when_all_of_its_work_has_ended(root: Path, trace: 
 
 def test_the_work_of_others_is_passed_over(root: Path) -> None:
     """Theirs may go on."""
-    (root / "sys/kernel/tracing/trace").write_text(QUEUED.format("another"))
-    Agent(str(root)).settle("its_work", "workqueue_queue_work", "workqueue_execute_end", 0)
+    assert settles(root, QUEUED.format("another"), 0)
 
 
 def test_a_program_says_how_it_ended(root: Path) -> None:

@@ -32,9 +32,7 @@ class Lookup:
         Raises:
             HotplugError: ENODEV, there is none.
         """
-        if not isinstance(block_id, int) or isinstance(block_id, bool):
-            raise InvalidInput(block_id, "block", "the id of a memory block, a number")
-        block = self.blocks.get(block_id)
+        block = self.blocks.get(whole_number(block_id, "block", "the id of a memory block, a number"))
         if block is None:
             raise HotplugError(errno.ENODEV, f"there is no memory block {block_id!r}")
         return block
