@@ -87,8 +87,8 @@ def sockets(boot: Boot, rules: Rules) -> tuple[Machine, list[str]]:
 
 
 @pytest.mark.fact("8.3b", "8.5")
-def test_a_cpu_that_is_put_in_gets_the_lowest_free_number_and_is_offline(boot: Boot) -> None:
-    """Its driver starts when it is brought online first, and so does its node (observed on 6.1)."""
+def test_on_6_1_a_cpu_that_is_put_in_gets_the_next_number_and_is_offline(boot: Boot) -> None:
+    """Its driver starts when it is brought online first, and so does its node (observed)."""
     machine, heard = sockets(boot, Rules.LINUX_6_1)
     read = machine.tree.read
     assert [read(f"{CPU}/{mask}") for mask in ("possible", "present", "offline")] == ["0-3\n", "0\n", "1-3\n"]
@@ -109,14 +109,33 @@ def test_a_cpu_that_is_put_in_gets_the_lowest_free_number_and_is_offline(boot: B
     ]
 
 
-@pytest.mark.fact("8.3b")
-def test_on_6_12_a_cpu_that_is_put_in_is_not_seen(boot: Boot) -> None:
-    """Only those of the boot are possible (observed in QEMU)."""
+@pytest.mark.fact("8.3b", "8.5")
+def test_on_6_12_a_cpu_that_is_put_in_has_the_number_of_its_socket(boot: Boot) -> None:
+    """The device that cools it comes before that of machine checks, and goes after it (observed)."""
     machine, heard = sockets(boot, Rules.LINUX_6_12)
-    assert machine.tree.read(f"{CPU}/possible") == "0\n"
-    assert machine.sockets.plug(3) is None
-    assert (machine.tree.read(f"{CPU}/present"), heard) == ("0\n", [])
+    read = machine.tree.read
+    assert repr(machine.sockets.plug(3)) == "<Cpu 3 node1 offline>"
+    assert repr(machine.sockets.plug(1)) == "<Cpu 1 node0 offline>"
+    assert [read(f"{CPU}/{mask}") for mask in ("possible", "present", "offline")] == ["0-3\n", "0-1,3\n", "1-3\n"]
+    cpu(machine, 3, "1")
     machine.sockets.unplug(3)
+    cooling, checks = "/devices/virtual/thermal/cooling_device1", "machinecheck/machinecheck3"
+    assert heard == [
+        *("add@cpu/cpu3", "bind@cpu/cpu3", "add@cpu/cpu1", "bind@cpu/cpu1"),
+        *("add@node/node1", f"add@{cooling}", f"add@{checks}", "online@cpu/cpu3"),
+        *(f"remove@{checks}", "offline@cpu/cpu3", f"remove@{cooling}", "unbind@cpu/cpu3", "remove@cpu/cpu3"),
+        "remove@node/node1",
+    ]
+
+
+@pytest.mark.parametrize(("rules", "numbers"), [(Rules.LINUX_6_1, [1, 2, 1]), (Rules.LINUX_6_12, [3, 1, 3])])
+@pytest.mark.fact("8.3b")
+def test_a_socket_keeps_the_number_of_its_cpu(boot: Boot, rules: Rules, numbers: list[int]) -> None:
+    """When the CPU is taken out, the next socket does not get its number (6.1: allocate_logical_cpuid())."""
+    machine, _ = sockets(boot, rules)
+    first = machine.sockets.plug(3)
+    machine.sockets.unplug(3)
+    assert [first.number, machine.sockets.plug(1).number, machine.sockets.plug(3).number] == numbers
 
 
 @REAL

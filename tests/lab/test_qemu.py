@@ -65,6 +65,15 @@ def test_empty_sockets_come_behind_those_of_the_processors() -> None:
     assert after("-accel", words(replace(shape, gives_cpus=True))) == ["tcg,thread=multi"]
 
 
+def test_linux_takes_a_machine_with_empty_sockets_for_a_guest() -> None:
+    """6.12 counts them only then; it looks for a serial number of VMware's where no leaf of CPUID names a hypervisor."""
+    line = words(Shape((NodeSpec(GIB, 1, possible_cpus=2),), "memhp_default_state=offline"))
+
+    assert after("-cpu", line) == ["max,-hypervisor"]
+    assert after("-smbios", line) == ["type=1,serial=VMware,product=Standard PC (i440FX,, 1996)"]
+    assert after("-append", line) == ["console=ttyS0 loglevel=4 panic=-1 nokaslr lpj=10000000 memhp_default_state=offline"]
+
+
 def test_distances_are_given_between_different_nodes() -> None:
     """QEMU knows that a node is 10 from itself."""
     line = words(Shape((NodeSpec(GIB, 0, (10, 17)), NodeSpec(0, 0, (17, 10)))))

@@ -85,7 +85,7 @@ FIELDS = (
     *_fields(Kcore, lambda kcore: "kcore", "needs_update"),
     *_fields(Crash, lambda crash: "crash", "updates"),
     *_fields(Cpu, lambda cpu: f"cpu{cpu.number}", "cooling"),
-    *_fields(Sockets, lambda sockets: "sockets", "", "_taken"),
+    *_fields(Sockets, lambda sockets: "sockets", "", "_taken _numbers"),
     *_fields(
         VirtioMem,
         lambda device: "virtio-mem",

@@ -230,11 +230,11 @@ def _hot_remove(machine: Machine, cpus: dict[int, Cpu], cpu: Cpu) -> None:
 
 def _start(machine: Machine, cpu: Cpu) -> None:
     # What is called for a CPU that comes up: the driver of one that was put in starts only now (acpi_soft_cpu_online()).
-    _emit_machine_check(machine, "add", cpu)
     if cpu.cooling is None:
         taken = {other.cooling for other in machine.cpus}
         cpu.cooling = next(number for number in range(len(taken) + 1) if number not in taken)
         _emit_cooling(machine, "add", cpu.cooling)
+    _emit_machine_check(machine, "add", cpu)
 
 
 def _check_present(cpu: Cpu) -> None:

@@ -52,8 +52,8 @@ class RuleSet:
     """The parameter ``memmap_on_memory`` knows ``force``."""
     machine_checks: bool
     """CONFIG_X86_MCE: a CPU's device of that kind comes and goes with it."""
-    absent_cpus: bool
-    """CPUs that the firmware names and that are not there become possible (6.12 does without, in QEMU's TCG)."""
+    numbers_sockets: bool
+    """A socket that is empty at boot has a number for its CPU (``topology_init_possible_cpus``), else gets one with the first."""
     bare_parameters: frozenset[str]
     """Parameters of the module that need no value on the command line (those of the type bool)."""
     drivers_since_6_12: bool
@@ -80,7 +80,7 @@ class Rules(enum.Enum):
         memmap_each_block=False,
         memmap_force=False,
         machine_checks=False,
-        absent_cpus=True,
+        numbers_sockets=False,
         bare_parameters=_BARE_6_1,
         drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
@@ -99,7 +99,7 @@ class Rules(enum.Enum):
         memmap_each_block=False,
         memmap_force=False,
         machine_checks=False,
-        absent_cpus=True,
+        numbers_sockets=False,
         bare_parameters=_BARE_6_1,
         drivers_since_6_12=False,
         default_online_type=OnlineType.OFFLINE,
@@ -118,7 +118,7 @@ class Rules(enum.Enum):
         memmap_each_block=True,
         memmap_force=True,
         machine_checks=True,
-        absent_cpus=False,
+        numbers_sockets=True,
         bare_parameters=_BARE_6_12,
         drivers_since_6_12=True,
         default_online_type=OnlineType.ONLINE,

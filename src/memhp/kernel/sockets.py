@@ -27,17 +27,18 @@ class Sockets:
     def __init__(self, machine: Machine, nodes: Mapping[int, int]) -> None:
         self._machine = machine
         self._nodes = dict(nodes)
-        self._taken: dict[int, Cpu | None] = {}
+        self._taken: dict[int, Cpu] = {}
+        self._numbers: dict[int, int] = {}
 
     @property
     def possible(self) -> int:
-        """How many of them the kernel counts among its possible CPUs."""
-        return len(self._nodes) if self._machine.rules.value.absent_cpus else 0
+        """How many there are; the kernel counts each among its possible CPUs."""
+        return len(self._nodes)
 
-    def plug(self, number: int) -> Cpu | None:
-        """Put a CPU into a socket; it is offline. Gives it, or None: this kernel makes nothing of it.
+    def plug(self, number: int) -> Cpu:
+        """Put a CPU into a socket; it is offline.
 
-        It gets the lowest number that no CPU has, which need not be the socket's.
+        Its number is the socket's on 6.12. Before, each socket gets the next one with its first CPU, and keeps it.
 
         Raises:
             HotplugError: EINVAL, no such socket; EEXIST, there is a CPU in it.
@@ -47,14 +48,15 @@ class Sockets:
             raise HotplugError(errno.EINVAL, f"there is no socket {number}")
         if number not in self._nodes or number in self._taken:
             raise HotplugError(errno.EEXIST, f"there is a CPU in socket {number}")
-        cpu = None
-        if machine.rules.value.absent_cpus:
-            with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
-                present = {other.number for other in machine.cpus}
-                free = next(free for free in range(len(present) + 1) if free not in present)
-                cpu = machine.cpus.hot_add(free, self._nodes[number])
-        self._taken[number] = cpu
+        with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
+            cpu = self._taken[number] = machine.cpus.hot_add(self._cpu_number(number), self._nodes[number])
         return cpu
+
+    def _cpu_number(self, socket: int) -> int:
+        # topo_get_cpunr() of 6.12, allocate_logical_cpuid() of 6.1.
+        if self._machine.rules.value.numbers_sockets:
+            return socket
+        return self._numbers.setdefault(socket, self._machine.cpus.at_boot + len(self._numbers))
 
     def unplug(self, number: int) -> None:
         """Ask the kernel for the CPU in a socket: it takes it offline, removes it, and its node if nothing else is there.
@@ -65,9 +67,7 @@ class Sockets:
         machine = self._machine
         if number not in self._taken:
             raise HotplugError(errno.ENODEV, f"no CPU was put into socket {number}")
-        cpu = self._taken[number]
-        if cpu is not None:
-            with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
-                machine.cpus.cpu_device_down(cpu)
-                machine.cpus.hot_remove(cpu)
-        del self._taken[number]
+        with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
+            machine.cpus.cpu_device_down(self._taken[number])
+            machine.cpus.hot_remove(self._taken[number])
+            del self._taken[number]

@@ -15,6 +15,13 @@ __all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"
 QEMU = "qemu-system-x86_64"
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
 """A panic ends the guest (with -no-reboot) rather than leave it standing."""
+_GUEST_OF_VMWARE = ("-cpu", "max,-hypervisor", "-smbios", "type=1,serial=VMware,product=Standard PC (i440FX,, 1996)")
+"""What makes Linux see a hypervisor that it knows: only then does 6.12 count empty sockets (acpi_is_processor_usable()).
+
+It does not know TCG. Where no leaf of CPUID names one, it looks at the serial number, and asks a port that QEMU has
+(vmware_platform()). The product's name is shorter by as much, so that the firmware's tables are as long as ever."""
+_KNOWN_DELAY = "lpj=10000000"
+"""Else 6.1 measures how fast a CPU is that comes up, which takes 2 s, and fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +79,27 @@ def command_line(shape: Shape, kernel: Path, root: Path, directory: Path, *, ter
     threads = "multi" if shape.gives_cpus else "single"
     return [
         QEMU,
-        *("-accel", f"tcg,thread={threads}", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G", "-cpu", "max"),
-        *("-smp", f"{cpus},maxcpus={cpus + empty},sockets={cpus + empty},cores=1,threads=1" if empty else str(cpus)),
+        *("-accel", f"tcg,thread={threads}", "-machine", "pc,nvdimm=off,max-ram-below-4g=3G"),
+        *(_sockets(cpus, empty) if empty else ("-cpu", "max", "-smp", str(cpus))),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-m", f"{shape.memory >> 20}M,slots={shape.slots},maxmem={shape.most >> 20}M"),
         *_numa(shape),
         *(word for device in shape.virtio for word in _virtio(device)),
-        *("-kernel", str(kernel), "-initrd", str(root), "-append", f"{_BOOT} {shape.parameters}".strip()),
+        *("-kernel", str(kernel), "-initrd", str(root), "-append", _parameters(shape)),
         *(_terminal(directory) if terminal else ("-serial", f"file:{directory / 'console'}")),
         *("-serial", f"unix:{directory / 'agent'}"),
         # One for who started it, one for others; QEMU serves one client of each at a time.
         *(word for name in ("qmp", "control") for word in ("-qmp", f"unix:{directory / name},server=on,wait=off")),
     ]
+
+
+def _sockets(cpus: int, empty: int) -> list[str]:
+    return [*_GUEST_OF_VMWARE, "-smp", f"{cpus},maxcpus={cpus + empty},sockets={cpus + empty},cores=1,threads=1"]
+
+
+def _parameters(shape: Shape) -> str:
+    delay = _KNOWN_DELAY if any(sockets_of(shape)) else ""
+    return " ".join(filter(None, (_BOOT, delay, shape.parameters)))
 
 
 def _terminal(directory: Path) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ class Devices:
 
     def _plug_cpu(self, step: Step) -> str:
         cpu = self._machine.sockets.plug(step.arguments["socket"])
-        return f"cpu{cpu.number}" if cpu is not None else "no CPU"
+        return f"cpu{cpu.number}"
 
     def _unplug_cpu(self, step: Step) -> str:
         self._machine.sockets.unplug(step.arguments["socket"])
