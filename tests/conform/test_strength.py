@@ -124,16 +124,30 @@ def lists_cpus_that_are_offline(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cpus.Cpus, "online_of", wrong)
 
 
-def numbers_a_new_cpu_by_its_socket(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: Sockets, number: int) -> Cpu | None:
-        machine = self._machine
-        if number not in self._nodes or not self.possible:
-            return plug(self, number)
-        self._taken[number] = cpu = machine.cpus.add(number, self._nodes[number])
-        return cpu
+def numbers_each_new_cpu_by_its_socket(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sockets, "_cpu_number", lambda self, socket: socket)
 
-    plug = Sockets.plug
-    patch.setattr(Sockets, "plug", wrong)
+
+def checks_a_new_cpu_before_its_driver_starts(patch: pytest.MonkeyPatch) -> None:
+    start, check = cpus._start, cpus._emit_machine_check
+
+    def wrong(machine: Machine, cpu: Cpu) -> None:
+        check(machine, "add", cpu)
+        with pytest.MonkeyPatch.context() as once:
+            once.setattr(cpus, "_emit_machine_check", lambda machine, action, cpu: None)
+            start(machine, cpu)
+
+    patch.setattr(cpus, "_start", wrong)
+
+
+def takes_a_cpu_out_without_its_driver(patch: pytest.MonkeyPatch) -> None:
+    emit = cpus._emit_cooling
+
+    def wrong(machine: Machine, action: str, number: int) -> None:
+        if action == "add":
+            emit(machine, action, number)
+
+    patch.setattr(cpus, "_emit_cooling", wrong)
 
 
 # -- bugs of ejection
@@ -161,7 +175,9 @@ BUGS: dict[Plant, set[int]] = {
     keeps_its_node_among_those_with_cpus: CPUS,
     forgets_the_device_of_machine_checks: CPUS,
     lists_cpus_that_are_offline: CPUS,
-    numbers_a_new_cpu_by_its_socket: CPUS,
+    numbers_each_new_cpu_by_its_socket: CPUS,
+    checks_a_new_cpu_before_its_driver_starts: CPUS,
+    takes_a_cpu_out_without_its_driver: CPUS,
     ejects_whatever_is_written: ANY,
 }
 """Each with the machines on which it can show."""

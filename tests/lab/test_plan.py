@@ -101,6 +101,7 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
             "another name: a virtio-mem device has it",
         ),
         (MACHINE + "steps:\n  - plug_cpu: 1\n  - unplug_cpu: 1\n  - plug_cpu: 1\n", 5, "QEMU 7.2 does not survive that"),
+        (MACHINE + "steps:\n  - unplug_cpu: 1\n  - plug: {name: a, size: 1GiB}\n", 4, "QEMU 7.2 does not survive that"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:

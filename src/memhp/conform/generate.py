@@ -157,6 +157,8 @@ class _Generator:
             # Little can happen before there is memory that is new.
             if self.devices.next:
                 step = self.devices.next.pop(0)()
+            elif len(self.generated.steps) == count - 1 and (last := self.devices.last()):
+                step = last
             elif any(number >= _FIRST_DIMM_BLOCK for number in self.blocks) or self.random.random() < _RARELY:
                 step = self.random.choices(makers, weights)[0]()
             else:

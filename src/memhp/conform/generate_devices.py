@@ -9,6 +9,7 @@ from typing import Any
 
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import BlockState, Machine
+from memhp.kernel.cpus import Cpu
 from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
 from memhp.units import parse_size
@@ -22,6 +23,7 @@ _GOING_OFFLINE = "/sys/kernel/debug/notifier-error-inject/memory/actions/MEM_GOI
 _CPU_WORDS = ("0", "0", "0", "1", "1", "1", "on", "off\n", "yes", "2", "x", "")
 _HUGE = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
 _WRONG = 0.06
+_GIVES_CPU = 0.6
 
 
 class DeviceSteps:
@@ -54,6 +56,7 @@ class DeviceSteps:
         self._devices = [Devices(machine, self._specs) for machine in machines]
         self._at_boot = machines[0].cpus.at_boot
         self._sockets = self._at_boot + machines[0].sockets.possible
+        self._put_in: dict[int, list[Cpu]] = {}
         self.next: list[Maker] = []
         """What has to follow at once."""
         self.kinds: tuple[tuple[int, Maker], ...] = ((2, self._huge_pages),)
@@ -61,7 +64,7 @@ class DeviceSteps:
         if self._specs:
             self.kinds += ((12, self._resize), (2, self._mix), (2, self._overfill))
         if self._sockets > 1:
-            self.kinds += ((14, self._cpu), (3, self._plug_cpu), (1, self._cpu_uevent))
+            self.kinds += ((14, self._cpu), (5, self._plug_cpu), (1, self._cpu_uevent))
 
     def settle(self) -> None:
         """Let the drivers work, as they do after a step; the next steps clear up what they would try again in 50 s."""
@@ -148,11 +151,14 @@ class DeviceSteps:
     # -- CPUs
 
     def _cpu(self) -> Step:
-        # Not those that were put in: QEMU takes 10 to 20 s to start or stop one, and sometimes for ever.
-        number = (
-            self.random.randrange(1, self._at_boot) if self.random.random() > _WRONG else self.random.choice((0, self._sockets))
-        )
+        wrong = self.random.random() < _WRONG
+        number = self.random.choice((0, self._sockets) if wrong else [*range(1, self._at_boot), *self._that_can_run()])
         return self._write(f"/sys/devices/system/cpu/cpu{number}/online", self.random.choice(_CPU_WORDS))
+
+    def _that_can_run(self) -> list[int]:
+        # Of those that were put in none, if one is behind an empty socket: QEMU would lose its interrupts.
+        filled = list(range(self._at_boot, self._at_boot + len(self._put_in)))
+        return filled if sorted(self._put_in) == filled else []
 
     def _cpu_uevent(self) -> Step:
         number = self.random.randrange(self._at_boot)
@@ -161,10 +167,21 @@ class DeviceSteps:
     def _plug_cpu(self) -> Step:
         wrong = self.random.random() < _WRONG
         number = self.random.choice((0, self._sockets)) if wrong else self.random.randrange(self._at_boot, self._sockets)
-        for machine in self._machines:
-            with contextlib.suppress(HotplugError):
-                machine.sockets.plug(number)
+        with contextlib.suppress(HotplugError):
+            self._put_in[number] = [machine.sockets.plug(number) for machine in self._machines]
         return {"plug_cpu": number}
+
+    def last(self) -> Step | None:
+        """Make the last step, if it is one after which QEMU 7.2 survives little: a CPU is taken out."""
+        # Not one that would leave another that runs behind an empty socket.
+        running = [number for number, cpus in self._put_in.items() if any(cpu.online for cpu in cpus)]
+        numbers = [number for number in sorted(self._put_in) if number >= max(running, default=0)]
+        if not numbers or self.random.random() > _GIVES_CPU:
+            return None
+        number = self.random.choice(numbers)
+        for machine in self._machines:
+            machine.sockets.unplug(number)
+        return {"unplug_cpu": number}
 
     # -- huge pages
 

@@ -41,6 +41,8 @@ _VERBS = (
     "unload",
     "note",
 )
+_CHANGE_ADDRESSES = {"plug", "unplug", "resize", "plug_cpu"}
+"""What lets QEMU arrange its memory anew."""
 _INSTEAD = {"add": "plug", "add_driver_managed": "plug", "remove": "unplug", "offline_and_remove": "unplug"}
 _ASKED = {"plug": "add", "unplug": "remove"}
 _NO_DEVICE = "no such step: a guest has no such device, and its hypervisor is QEMU"
@@ -227,9 +229,9 @@ def _check(step: Step, scenario: Scenario, where: _Where) -> None:
 def _check_cpus(scenario: Scenario, where: _Where) -> None:
     taken_out = False
     for step in scenario.steps:
-        if step.verb == "plug_cpu" and taken_out:
-            expected = "no CPU put in after one was taken out: QEMU 7.2 does not survive that"
-            where.refuse(step.arguments["socket"], step.line, expected, f"steps: {step.shown}")
+        if step.verb in _CHANGE_ADDRESSES and taken_out:
+            expected = "no CPU and no memory plugged or unplugged after a CPU was taken out: QEMU 7.2 does not survive that"
+            where.refuse(step.verb, step.line, expected, f"steps: {step.shown}")
         taken_out = taken_out or step.verb == "unplug_cpu"
 
 

@@ -207,6 +207,7 @@ class Monitor:
         status = self._wait(_removed, seconds, f"the ejection of the CPU in socket {socket}")
         if status:
             raise _refused("keeps", status)
+        self._wait(_status, seconds, f"the end of the ejection of the CPU in socket {socket}")
 
     def quit(self) -> None:
         """End QEMU, and with it the guest."""
