@@ -33,6 +33,15 @@ def test_every_scenario_can_be_played_on_both_kernels_rules(tmp_path_factory: py
         assert len(play_model(scenario, rules)) == 26
 
 
+def test_a_cpu_is_taken_out_in_the_last_step_only() -> None:
+    """After it QEMU 7.2 does not survive much."""
+    with_sockets = [number for number, shape in enumerate(SHAPES) if "possible_cpus" in str(shape)]
+    made = [generate(seed, 60).steps for seed in range(10 * len(SHAPES)) if seed % len(SHAPES) in with_sockets]
+
+    assert not [step for steps in made for step in steps[:-1] if "unplug_cpu" in step]
+    assert sum("unplug_cpu" in steps[-1] for steps in made) >= 3
+
+
 def test_all_machines_and_all_kinds_of_steps_appear(tmp_path: Path) -> None:
     """Of 2,000 steps enough succeed and enough fail, with several errnos, and the chain is called often."""
     verbs: Counter[str] = Counter()
