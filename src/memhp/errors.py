@@ -65,12 +65,14 @@ __all__ = [
 
 def errno_name(number: int) -> str:
     """Name an errno as C does (``12`` is ``ENOMEM``); a number without a name stays a number."""
-    return "EHWPOISON" if abs(number) == EHWPOISON else _errno.errorcode.get(abs(number), str(abs(number)))
+    return _NAMES.get(abs(number)) or _errno.errorcode.get(abs(number), str(abs(number)))
 
 
 _SHOWN = 120
 EHWPOISON = 133
 """The errno of a page with a hardware error; the standard library does not name it everywhere."""
+_NAMES = {_errno.EDEADLK: "EDEADLK", _errno.EOPNOTSUPP: "EOPNOTSUPP", EHWPOISON: "EHWPOISON"}
+"""The kernel's names where the standard library has none, or one that kernel code does not use."""
 
 
 class MemhpError(Exception):

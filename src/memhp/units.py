@@ -15,6 +15,7 @@ __all__ = [
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "SECTION_SIZE",
+    "SUBSECTION_SIZE",
     "BlockId",
     "Pfn",
     "PhysAddr",
@@ -39,6 +40,8 @@ PhysAddr = NewType("PhysAddr", int)
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 SECTION_SIZE = 128 << 20
+SUBSECTION_SIZE = 2 << 20
+"""Bytes that memory without a block, such as a device's, is made of."""
 PAGES_PER_SECTION = SECTION_SIZE >> PAGE_SHIFT
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}

@@ -86,7 +86,23 @@ def test_a_dax_device_becomes_memory_of_a_static_group(boot: Boot, rules: Rules)
     assert (group.nid, group.max_pages, sorted(group.blocks)) == (1, 3 * PAGES, [33, 34, 36])
     assert [entry.start for entry in machine.firmware_map if entry.start >= ROOM] == []
     device.unbind()
-    assert (above(machine), list(machine.groups), device.leaked) == ([], [], False)
+    assert (above(machine), device.leaked) == ([], False)
+
+
+@ALL
+@pytest.mark.parametrize(("small", "groups"), [(False, 0), (True, 1)])
+@pytest.mark.fact("10.5", "9.2a")
+def test_the_group_goes_if_every_range_was_used_and_went(boot: Boot, rules: Rules, small: bool, groups: int) -> None:  # noqa: FBT001
+    """A range that was too small counts as one that stays; then the node's memory is slow memory for good, too."""
+    machine = make(boot, rules)
+    ranges = [(ROOM, BLOCK), (ROOM + 2 * BLOCK, BLOCK), *([(ROOM + 4 * BLOCK + MIB, BLOCK)] if small else [])]
+    device = DaxKmem(machine, 1, ranges)
+    device.probe()
+    device.unbind()
+    assert (above(machine), len(list(machine.groups))) == ([], groups)
+    machine.add_memory(1, ROOM, BLOCK)
+    write(machine, "memory32/state", "online_movable")
+    assert machine.tiers.nodes == ({4: {0}, 22: {1}} if small else {4: {0, 1}})
 
 
 @ALL
@@ -190,7 +206,7 @@ def test_lmbs_come_online_whatever_auto_online_blocks_says(boot: Boot, rules: Ru
     """By count, by index, and as a range; and they leave in the same ways, online or not."""
     machine, driver = partition(boot, rules)
     assert machine.tree.read("/sys/kernel/dlpar") == ("memory,cpu,dt\n" if rules is Rules.LINUX_6_12 else "memory,cpu\n")
-    assert dlpar(machine, "memory add count 2\n") == 19
+    assert dlpar(machine, "memory add count 2 and more\n") == 28
     assert ([state(machine, number) for number in (32, 33)], assigned(driver)) == (["online", "online"], "##..")
     dlpar(machine, "memory add index 0x80000003")
     assert assigned(driver) == "##.#"
@@ -221,7 +237,13 @@ def test_malformed_requests_are_einval_and_change_nothing(boot: Boot, rules: Rul
         "cpu add count 1",
         "memory Add count 1",
     ]
-    wrong += ["memory add count 1 2", "memory add indexed-count 1", "memory add count -1", f"memory add count {1 << 32}"]
+    wrong += [
+        "memory  add count 1",
+        "memory add count  1",
+        "memory add indexed-count 1",
+        "memory add count -1",
+        f"memory add count {1 << 32}",
+    ]
     wrong += [
         "memory add count 0",
         "memory add count 4",

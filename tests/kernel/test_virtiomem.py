@@ -75,7 +75,7 @@ def test_a_block_is_added_with_as_much_of_it_as_is_plugged(boot: Boot, rules: Ru
     assert machine.memory_total - before == 160 * MIB
     assert machine.zone(1, "Movable").present == 65536
     assert str(machine.iomem).splitlines()[-2:] == [
-        "100000000-13fffffff : virtio_mem",
+        "100000000-13fffffff : virtio0",
         "  100000000-10fffffff : System RAM (virtio_mem)",
     ]
     [group] = machine.groups

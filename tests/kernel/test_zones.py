@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memhp import Machine, OnlineType, Rules, ZoneType
-from memhp.kernel.boot import default_block_size
+from memhp.kernel.layout import default_block_size
 from support import (
     ALL,
     BLOCK,

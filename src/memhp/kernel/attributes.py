@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
+from memhp.abi.formats import parse_bool, sysfs_word
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import add, device, proc
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
@@ -16,6 +16,7 @@ from memhp.kernel.boot import parse_policy
 from memhp.kernel.cpus import Cpu, Cpus
 from memhp.kernel.firmwaremap import FirmwareEntry
 from memhp.kernel.hugetlb import pool_of, set_nr_hugepages
+from memhp.kernel.kstrtox import kstrtoull
 from memhp.kernel.poison import hard_offline_page, soft_offline_page
 from memhp.kernel.zonechoice import valid_zones
 from memhp.kernel.zones import Node, NodeState
@@ -45,6 +46,7 @@ __all__ = [
     "memmap_files",
     "power_files",
     "store_uevent",
+    "tier_files",
     "uevent_of",
 ]
 
@@ -206,7 +208,7 @@ def _store_policy(machine: Machine, what: None, text: str) -> None:
 
 
 def _store_ratio(machine: Machine, what: None, text: str) -> None:
-    machine.parameters.auto_movable_ratio = _bounded(text, "auto_movable_ratio", 32)
+    machine.parameters.auto_movable_ratio = kstrtoull(text, "auto_movable_ratio", 32)
 
 
 def _store_numa_aware(machine: Machine, what: None, text: str) -> None:
@@ -214,7 +216,7 @@ def _store_numa_aware(machine: Machine, what: None, text: str) -> None:
 
 
 def _store_memory_probe(machine: Machine, what: None, text: str) -> None:
-    start = _bounded(text, "probe", 64)
+    start = kstrtoull(text, "probe")
     if start % machine.block_size:
         raise InvalidInput(text, "probe", f"an address on a block of {machine.block_size:#x} bytes")
     with machine.device_hotplug_sysfs():
@@ -257,16 +259,9 @@ def cpu_files(cpu: Cpu) -> dict[str, Attribute]:
     return {**online, "uevent": Attribute(0o644, lambda machine, what: "", _store_cpu_uevent)}
 
 
-def _bounded(text: str, where: str, bits: int) -> int:
-    number = parse_uint(text.partition("\0")[0], where)
-    if number >= 1 << bits:
-        raise HotplugError(errno.ERANGE, f"{where}: {number} does not fit in {bits} bits")
-    return number
-
-
 def _page_offliner(where: str, offline: Callable[[Machine, Pfn], None]) -> Attribute:
     def store(machine: Machine, what: None, text: str) -> None:
-        offline(machine, addr_to_pfn(PhysAddr(_bounded(text, where, 64))))
+        offline(machine, addr_to_pfn(PhysAddr(kstrtoull(text, where))))
 
     return Attribute(0o200, None, store)
 
@@ -302,6 +297,18 @@ def memmap_files(entry: FirmwareEntry) -> dict[str, Attribute]:
     }
 
 
+def tier_files(tier: int) -> dict[str, Attribute]:
+    """Give the files of a memory tier."""
+
+    def store(machine: Machine, what: None, text: str) -> None:
+        store_uevent(machine, f"/devices/virtual/memory_tiering/memory_tier{tier}", "memory_tiering", text, ())
+
+    return {
+        "nodelist": Attribute(0o444, lambda machine, what: f"{format_ids(machine.tiers.nodes.get(tier, ()))}\n"),
+        "uevent": Attribute(0o644, lambda machine, what: "", store),
+    }
+
+
 # -- the tables: one a kind of directory
 
 
@@ -317,7 +324,7 @@ BLOCK_FILES = {
 
 
 def _store_nr_hugepages(machine: Machine, node: Node, text: str) -> None:
-    set_nr_hugepages(machine, node, _bounded(text, "nr_hugepages", 64))
+    set_nr_hugepages(machine, node, kstrtoull(text, "nr_hugepages"))
 
 
 def _store_demote_size(machine: Machine, node: Node, text: str) -> None:

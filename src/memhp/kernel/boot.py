@@ -1,4 +1,4 @@
-"""How a machine begins: a plan, and how one is made from a description."""
+"""How a machine begins: the plan that :mod:`.layout` makes from a description, and :mod:`.twin` from files."""
 
 from __future__ import annotations
 
@@ -10,39 +10,24 @@ from dataclasses import dataclass, field
 from memhp.abi.formats import parse_bool, parse_uint, sysfs_word
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState, OnlineType
-from memhp.kernel.firmwaremap import RESERVED
-from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.rules import Rules
-from memhp.kernel.zones import ARCH_LIMITS, ZoneType
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_size, parse_size
+from memhp.kernel.zones import ZoneType
+from memhp.units import BlockId, Pfn, parse_size
 
 __all__ = [
     "BootBlock",
     "NodeSpec",
     "Parameters",
     "Plan",
-    "check_ram",
-    "default_block_size",
     "online_type_of",
     "parse_policy",
-    "plan_from_spec",
-    "room_start",
-    "without_gaps",
-    "zones_of",
 ]
 
 _MODULE = "memory_hotplug."
 _WORD = re.compile(r'(?:"[^"]*"?|[^\s"])+')
 Ram = tuple[tuple[Pfn, int], ...]
 
-_GIB = 1 << 30
-_HOLE_START = 3 * _GIB
-_HOLE_END = 4 * _GIB
-_FLASH = 256 << 10
-_MAX_BLOCK_SIZE = 2 * _GIB
 _NODE_KEYS = ("memory", "cpus", "distances", "possible_cpus")
-# What a PC's firmware leaves of the first MiB: page 0 and 636 KiB..1 MiB are no System RAM.
-_LEGACY_GAPS = ((0, 0x1000), (0x9F000, 0x100000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,210 +230,5 @@ class Plan:
     memory_probe: bool = False
     firmware: tuple[tuple[int, int, str], ...] | None = None
     """The firmware's list of memory as (start, end, type), the end inclusive; None makes one from the blocks."""
-
-
-def default_block_size(ram_end: int, *, hypervisor: bool = True) -> int:
-    """Choose the block size as x86-64 does (``arch/x86/mm/init_64.c``: ``probe_memory_block_size``), in bytes.
-
-    128 MiB while RAM ends below 64 GiB; else 2 GiB on bare metal, and on a hypervisor the largest power of two up to that
-    which divides the end of RAM.
-    """
-    if ram_end < 64 * _GIB:
-        return SECTION_SIZE
-    size = _MAX_BLOCK_SIZE
-    while hypervisor and size > SECTION_SIZE and ram_end % size:
-        size //= 2
-    return size
-
-
-def room_start(ram_end: int, block_size: int) -> int:
-    """Say where the room for new memory begins: above RAM and above 4 GiB, on a GiB and a block (as QEMU has it)."""
-    unit = max(_GIB, block_size)
-    return max(_HOLE_END, -(-ram_end // unit) * unit)
-
-
-# -- from a spec
-
-
-def plan_from_spec(
-    nodes: Sequence[object],
-    *,
-    block_size: object = None,
-    room: object = None,
-    parameters: object = None,
-    rules: Rules,
-    hypervisor: bool = True,
-    acpi_tables: object = 0,
-    slots: int = 16,
-    physical_bits: int = 46,
-    five_level_paging: bool = False,
-    memory_probe: bool = False,
-) -> Plan:
-    """Lay out RAM as a PC does: from address 0, with a hole from 3 GiB to 4 GiB, node after node.
-
-    ``acpi_tables`` bytes at the end of RAM below that hole are the firmware's.
-
-    Raises:
-        InvalidInput: no node, no memory, a size that is no multiple of the page size, a block size that is no power of
-            two from 128 MiB on, or something else that is malformed; with its place.
-    """
-    specs = [NodeSpec.of(node, f"nodes[{index}]") for index, node in enumerate(nodes)]
-    for nid, spec in enumerate(specs):
-        if spec.distances and (len(spec.distances) != len(specs) or spec.distances[nid] != 10):
-            expected = f"{len(specs)} numbers, one a node, 10 to the node itself"
-            raise InvalidInput(spec.distances, f"nodes[{nid}]: distances", expected)
-    if not specs or not any(spec.memory for spec in specs):
-        raise InvalidInput(list(nodes), "nodes", "at least one node with memory")
-    ranges = _lay_out(specs)
-    ram_end = max(end for _, _, end in ranges)
-    size = default_block_size(ram_end, hypervisor=hypervisor) if block_size is None else parse_size(block_size, "block_size")
-    if not SECTION_SIZE <= size <= _MAX_BLOCK_SIZE or size & (size - 1):
-        expected = f"a power of two from {format_size(SECTION_SIZE)} to {format_size(_MAX_BLOCK_SIZE)}"
-        raise InvalidInput(block_size, "block_size", expected)
-    begin = room_start(ram_end, size)
-    plan = Plan(
-        block_size=size,
-        nodes=list(specs),
-        blocks=_blocks_of_ranges(_without_tables(ranges, acpi_tables), size),
-        parameters=Parameters.of(parameters, rules),
-        firmware=_map_of_pc(ranges, parse_size(acpi_tables, "acpi_tables")),
-        room_start=begin,
-        room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
-        cpu_ids=_number_cpus(specs),
-        sockets=_empty_sockets(specs),
-        slots=slots,
-        physical_bits=physical_bits,
-        five_level_paging=five_level_paging,
-        memory_probe=memory_probe,
-    )
-    _check_options(plan, hypervisor=hypervisor)
-    return plan
-
-
-def _check_options(plan: Plan, *, hypervisor: bool) -> None:
-    if not isinstance(plan.slots, int) or isinstance(plan.slots, bool) or not 0 <= plan.slots <= 256:
-        raise InvalidInput(plan.slots, "slots", "a number from 0 to 256")
-    if not isinstance(plan.physical_bits, int) or not 36 <= plan.physical_bits <= 52:
-        raise InvalidInput(plan.physical_bits, "physical_bits", "a number from 36 to 52")
-    switches = {"five_level_paging": plan.five_level_paging, "memory_probe": plan.memory_probe, "hypervisor": hypervisor}
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise InvalidInput(value, name, "true or false")
-
-
-def check_ram(plan: Plan) -> None:
-    """See that the CPU reaches all memory.
-
-    Raises:
-        InvalidInput: it ends beyond what the CPU can address.
-    """
-    last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
-    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
-    if last << PAGE_SHIFT > end:
-        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
-
-
-def _lay_out(specs: Sequence[NodeSpec]) -> list[tuple[int, int, int]]:
-    ranges: list[tuple[int, int, int]] = []
-    place = 0
-    for nid, spec in enumerate(specs):
-        if spec.memory % PAGE_SIZE:
-            raise InvalidInput(spec.memory, f"nodes[{nid}]: memory", f"a multiple of the page size {PAGE_SIZE}")
-        missing = spec.memory
-        while missing:
-            place = _HOLE_END if _HOLE_START <= place < _HOLE_END else place
-            part = min(missing, _HOLE_START - place) if place < _HOLE_START else missing
-            ranges.append((nid, place, place + part))
-            place += part
-            missing -= part
-    return ranges
-
-
-def _map_of_pc(ranges: list[tuple[int, int, int]], tables: int) -> tuple[tuple[int, int, str], ...] | None:
-    # What QEMU's firmware tells of a PC, as its guests list it in /sys/firmware/memmap; only whoever asks for its tables has it.
-    if not tables:
-        return None
-    low = max(end for _, _, end in ranges if end <= _HOLE_START)
-    high = [(start, end) for start, end in _joined(ranges) if start >= _HOLE_END]
-    kept = [
-        (0x9FC00, 0xA0000),
-        (0xF0000, 0x100000),
-        (low - tables, low),
-        (_HOLE_END - (256 << 10), _HOLE_END),
-        (0xFD << 32, 1 << 40),
-    ]
-    ram = [(0, 0x9FC00), (0x100000, low - tables), *high]
-    return tuple(sorted([(a, b - 1, SYSTEM_RAM) for a, b in ram] + [(a, b - 1, RESERVED) for a, b in kept]))
-
-
-def _joined(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    # The firmware does not tell nodes apart.
-    joined: list[tuple[int, int]] = []
-    for _, start, end in sorted(ranges, key=lambda part: part[1]):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return joined
-
-
-def _without_tables(ranges: list[tuple[int, int, int]], given: object) -> list[tuple[int, int, int]]:
-    size = parse_size(given, "acpi_tables")
-    low = max(end for _, _, end in ranges if end <= _HOLE_START)
-    if size % PAGE_SIZE or size >= SECTION_SIZE or size >= low:
-        raise InvalidInput(given, "acpi_tables", f"a multiple of the page size {PAGE_SIZE} below {format_size(SECTION_SIZE)}")
-    return [(nid, start, end - size if end == low else end) for nid, start, end in ranges]
-
-
-def _blocks_of_ranges(ranges: list[tuple[int, int, int]], size: int) -> list[BootBlock]:
-    parts: dict[int, list[tuple[int, int, int]]] = {}
-    for nid, start, end in ranges:
-        for number in range(start // size, -(-end // size)):
-            parts.setdefault(number, []).append((nid, max(start, number * size), min(end, (number + 1) * size)))
-    blocks = []
-    for number, inside in sorted(parts.items()):
-        if len({nid for nid, _, _ in inside}) > 1:
-            raise InvalidInput(format_size(size), "block_size", f"nodes that begin on a block boundary (block {number} has two)")
-        ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in without_gaps(inside) if b > a)
-        blocks.append(BootBlock(BlockId(number), inside[0][0], ram))
-    return blocks
-
-
-def without_gaps(parts: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Cut out of (node, start, end) ranges what a PC's firmware keeps of the first MiB."""
-    for gap_start, gap_end in _LEGACY_GAPS:
-        cut = []
-        for nid, start, end in parts:
-            cut += [(nid, start, min(end, gap_start)), (nid, max(start, gap_end), end)]
-        parts = [part for part in cut if part[2] > part[1]]
-    return parts
-
-
-def _number_cpus(specs: Sequence[NodeSpec]) -> dict[int, tuple[int, ...]]:
-    numbered: dict[int, tuple[int, ...]] = {}
-    first = 0
-    for nid, spec in enumerate(specs):
-        numbered[nid] = tuple(range(first, first + spec.cpus))
-        first += spec.cpus
-    return numbered
-
-
-def _empty_sockets(specs: Sequence[NodeSpec]) -> dict[int, int]:
-    # Behind the sockets of those that are there, node after node.
-    nodes = [nid for nid, spec in enumerate(specs) for _ in range(spec.possible_cpus - spec.cpus)]
-    return dict(enumerate(nodes, sum(spec.cpus for spec in specs)))
-
-
-def zones_of(block: BootBlock) -> list[tuple[ZoneType, Pfn, int]]:
-    """Say which pages of a block are in which zone at boot."""
-    if block.state is not BlockState.ONLINE:
-        return []
-    if block.zone is not None:
-        return [(block.zone, start, nr) for start, nr in block.ram]
-    found = []
-    for kind, (low, high) in ARCH_LIMITS.items():
-        for start, nr in block.ram:
-            first, end = max(start, low), min(start + nr, high)
-            if first < end:
-                found.append((kind, Pfn(first), end - first))
-    return found
+    soft_reserved: tuple[tuple[int, int, int], ...] = ()
+    """What the firmware keeps for a purpose (EFI_MEMORY_SP) as (node, start, end), the end exclusive, ascending."""

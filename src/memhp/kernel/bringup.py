@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState
-from memhp.kernel.boot import BootBlock, Plan, zones_of
+from memhp.kernel.boot import BootBlock, Plan
 from memhp.kernel.firmwaremap import RESERVED
 from memhp.kernel.iomem import SYSTEM_RAM
+from memhp.kernel.layout import zones_of
 from memhp.kernel.zones import ARCH_LIMITS, Node, NodeState, ZoneType
 from memhp.units import PAGE_SHIFT, Pfn, format_ids
 
@@ -36,6 +37,8 @@ def bringup(machine: Machine, plan: Plan) -> None:
     else:
         for start, end, kind in plan.firmware:
             machine.firmware_map.add(start, end - start + 1, kind)
+    machine.tiers.boot([machine.nodes[nid] for nid in sorted(machine.node_states[NodeState.N_MEMORY])])
+    machine.dax.bring_up(plan.soft_reserved)
 
 
 def _make_nodes(machine: Machine, plan: Plan) -> None:

@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.zones import NodeState
 from memhp.locking import requires
-from memhp.units import PAGE_SHIFT, Pfn, format_ids, format_mem, whole_number
+from memhp.units import PAGE_SHIFT, SUBSECTION_SIZE, Pfn, format_ids, format_mem, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
 __all__ = ["DeviceMemory", "PageMap"]
-
-SUBSECTION = 2 << 20
-"""Bytes that device memory is made of (``SUBSECTION_SIZE``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +72,7 @@ class DeviceMemory:
         online = machine.node_states[NodeState.N_ONLINE]
         if nid not in online:
             raise HotplugError(errno.EINVAL, f"node {nid!r} is not online; online are {format_ids(online)}")
-        if start % SUBSECTION or size % SUBSECTION or not 0 <= start < start + size <= machine.mappable:
+        if start % SUBSECTION_SIZE or size % SUBSECTION_SIZE or not 0 <= start < start + size <= machine.mappable:
             raise HotplugError(errno.EINVAL, f"{start:#x} + {size:#x} bytes: not whole units of 2 MiB that can be mapped")
         made = PageMap(nid, start, size, private)
         with machine.mem_hotplug():

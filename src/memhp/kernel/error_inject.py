@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memhp.abi.formats import parse_uint
 from memhp.errors import HotplugError, InvalidInput
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.attributes import Attribute, Directory, uevent_of
+from memhp.kernel.kstrtox import kstrtoint
 from memhp.locking import Mutex
 from memhp.notifier import NotifierBlock, NotifyResult, notifier_from_errno
 
@@ -158,25 +157,10 @@ def _take_parameters(name: str, parameters: dict[str, object]) -> int:
     priority = 0
     for parameter, value in parameters.items():
         if name == _MEMORY and parameter == "priority":
-            priority = _parse_int(str(value), "priority", 31)
+            priority = kstrtoint(str(value), "priority")
         else:
             _log.warning("%s: unknown parameter %r ignored", name, parameter)
     return priority
-
-
-def _parse_int(text: str, where: str, bits: int) -> int:
-    # kstrtoint() and kstrtoll(): base auto, a sign, one newline at the end.
-    if not re.match(r"[+-]?[0-9]", text):
-        raise HotplugError(errno.EINVAL, f"{text!r} is no value for {where}; expected a number")
-    digits = text[1:] if text[0] in "+-" else text
-    try:
-        number = parse_uint(digits, where)
-    except InvalidInput as error:
-        raise HotplugError(errno.EINVAL, f"{text!r} is no value for {where}; expected {error.expected}") from None
-    number = -number if text[0] == "-" else number
-    if not -(1 << bits) <= number < 1 << bits:
-        raise HotplugError(errno.ERANGE, f"{where}: {text} does not fit in {bits + 1} bits")
-    return number
 
 
 # -- the files
@@ -199,7 +183,7 @@ def _error_files(errors: _Errors) -> dict[str, Callable[[Machine], Directory]]:
 
 def _error_file(action: MemoryAction) -> Attribute:
     def store(machine: Machine, errors: _Errors, text: str) -> None:
-        number = _parse_int(text[:_BUFFER].partition("\0")[0], "error", 63)
+        number = kstrtoint(text[:_BUFFER], "error", 64)
         # Cut to an int first, then kept within 0 and the largest errno: 4294967284 is -12.
         number = (number + (1 << 31)) % (1 << 32) - (1 << 31)
         errors.values[action] = max(-_MAX_ERRNO, min(0, number))

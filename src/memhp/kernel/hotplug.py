@@ -112,6 +112,7 @@ def online_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> Non
     answer = tell(machine, MEM_ONLINE, arg)
     if machine.rules.value.done_can_refuse and answer is not None and answer.errno:
         _take_back_online(machine, zone, blocks, arg, answer)
+    _enter_tier(machine, arg)
 
 
 def _nids_online(machine: Machine, zone: Zone) -> tuple[int, int]:
@@ -190,6 +191,12 @@ def _mask_changes(arg: MemoryNotify) -> list[tuple[NodeState, int]]:
     return [(state, nid) for state, nid in changes if nid != NO_CHANGE]
 
 
+def _enter_tier(machine: Machine, arg: MemoryNotify) -> None:
+    # What the kernel's own callback memory-tiers does at MEM_ONLINE, whether the participant of that name has joined or not.
+    if arg.status_change_nid != NO_CHANGE:
+        machine.tiers.online(arg.status_change_nid)
+
+
 def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], arg: MemoryNotify, answer: NotifyResult) -> None:
     # The document's NOTIFY_BAD at MEM_ONLINE. Callbacks before this one may hold pages of the range already: movable ones
     # migrate; CANCEL is the owner's moment to free the others. What is still held then can't be taken away under its user.
@@ -204,6 +211,7 @@ def _take_back_online(machine: Machine, zone: Zone, blocks: list[MemoryBlock], a
     left = [] if clean else machine.pages.held_in(blocks)
     if left:
         machine.pages.unisolate(blocks)
+        _enter_tier(machine, arg)
         holds = f"but it stays online: {left[0]} was not given back"
         _raise_refusal(machine, answer, MEM_ONLINE, arg, holds, undone=False)
     if not clean:
@@ -254,6 +262,8 @@ def offline_pages(machine: Machine, start: Pfn, nr_pages: int, zone: Zone) -> No
     answer = tell(machine, MEM_OFFLINE, arg)
     if machine.rules.value.done_can_refuse and answer is not None and answer.errno:
         _take_back_offline(machine, zone, blocks, arg, answer)
+    if arg.status_change_nid != NO_CHANGE:
+        machine.tiers.offline(arg.status_change_nid)
     machine.pages.forget(blocks)
     _remove_from_zone(zone, blocks)
 

@@ -19,15 +19,18 @@ from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.arguments import flags_of, online_type_of
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
-from memhp.kernel.boot import NodeSpec, Parameters, Plan, check_ram, plan_from_spec
+from memhp.kernel.boot import NodeSpec, Parameters, Plan
 from memhp.kernel.bringup import bringup
 from memhp.kernel.cpus import Cpus
+from memhp.kernel.dax_files import dax_directories
+from memhp.kernel.daxbus import DaxBus
 from memhp.kernel.devicememory import DeviceMemory
 from memhp.kernel.error_inject import Modules
 from memhp.kernel.firmwaremap import FirmwareMap
 from memhp.kernel.groups import MemoryGroups
 from memhp.kernel.holdings import Allocation, Holding
 from memhp.kernel.iomem import SYSTEM_RAM, Iomem
+from memhp.kernel.layout import check_ram, plan_from_spec
 from memhp.kernel.locks import Locks, MemHotplug
 from memhp.kernel.lookup import Lookup
 from memhp.kernel.offlineremove import offline_and_remove_memory
@@ -36,6 +39,7 @@ from memhp.kernel.pages import PageKind, Pages
 from memhp.kernel.rules import Rules
 from memhp.kernel.sockets import Sockets
 from memhp.kernel.sysfs import SysfsTree
+from memhp.kernel.tiers import MemoryTiers
 from memhp.kernel.twin import plan_from_tree
 from memhp.kernel.uevents import Uevents
 from memhp.kernel.zones import Node, NodeState, Zone
@@ -77,7 +81,9 @@ class Machine(Lookup):
         memory_chain: the notifier chain.
         cpus: the CPUs that are present.
         sockets: where CPUs can be put in, as a hypervisor does.
+        tiers: which nodes have fast memory, and which slow.
         device_memory: memory of devices, in ZONE_DEVICE.
+        dax: the bus of devices that soft-reserved memory is.
         online_page: who gives pages of memory that comes online to the allocator.
         groups: memory groups, to which memory can be added.
         iomem: who claims which addresses.
@@ -123,6 +129,7 @@ class Machine(Lookup):
         self.memory_probe = plan.memory_probe
         """Whether there is the file ``probe`` (CONFIG_ARCH_MEMORY_PROBE)."""
         self.uevents = Uevents()
+        self.tiers: MemoryTiers = MemoryTiers(self)
         self.drivers_autoprobe: bool = True
         self.power_control: dict[str, str] = {}
         """What was written to a ``power/control``, by its directory."""
@@ -132,7 +139,9 @@ class Machine(Lookup):
         self.tree.mount(acpi_directories(self))
         self._modules = Modules(self)
         self._online_mems: ReadSide = self.locks.mem_hotplug.read
+        self.dax: DaxBus = DaxBus(self)
         bringup(self, plan)
+        self.tree.mount(dax_directories(self))
 
     def __repr__(self) -> str:
         online = [block for block in self.blocks.values() if block.state is BlockState.ONLINE]
@@ -154,6 +163,7 @@ class Machine(Lookup):
         physical_bits: int = 46,
         five_level_paging: bool = False,
         acpi_tables: str | int = 0,
+        soft_reserved: Sequence[object] = (),
         memory_probe: bool = False,
         rules: Rules | str = Rules.DOCUMENTED,
         device_hotplug_lock: bool = True,
@@ -173,6 +183,9 @@ class Machine(Lookup):
             five_level_paging: whether 2^52 bytes can be mapped, not 2^46.
             acpi_tables: bytes that the firmware keeps at the end of RAM below the hole, 128 KiB in QEMU's PC; the block has
                 a hole then, and can't go offline.
+            soft_reserved: ranges of RAM that the firmware keeps for a purpose (EFI_MEMORY_SP: HBM, CXL), so that they are devices
+                on the bus ``dax`` and no memory blocks. Each is ``{"at": address, "size": bytes}`` or a pair of these, in
+                multiples of 2 MiB; no two may touch each other.
             memory_probe: whether there is the file ``probe``, which most kernels lack.
             rules: the document, or a kernel; by name too (``"6.1"``).
             device_hotplug_lock: False takes device_hotplug_lock away, to show what it is for.
@@ -191,6 +204,7 @@ class Machine(Lookup):
             rules=Rules.of(rules),
             hypervisor=hypervisor,
             acpi_tables=acpi_tables,
+            soft_reserved=soft_reserved,
             slots=slots,
             physical_bits=physical_bits,
             five_level_paging=five_level_paging,

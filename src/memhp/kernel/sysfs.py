@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memhp.abi.paths import BUS, CPU, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PROC
+from memhp.abi.paths import BUS, CPU, FIRMWARE_MEMMAP, MEMORY, MODULE, NODE, PLATFORM, PROC, TIERS
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel.acpi_files import firmware_node_of
 from memhp.kernel.attributes import (
@@ -37,10 +37,12 @@ from memhp.kernel.attributes import (
     cpu_files,
     memmap_files,
     power_files,
+    tier_files,
     uevent_of,
 )
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.cpus import Cpu
+from memhp.kernel.dax_files import dax_device_directory
 from memhp.kernel.locks import RestartSyscall
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
@@ -196,8 +198,9 @@ class SysfsTree:
         numbered = _NUMBERED.get(here.rpartition("/")[0])
         if numbered is not None and (directory := numbered(machine, place[-1])) is not None:
             return directory
-        if here.startswith(f"{NODE}/") and (below_node := _below_node(machine, tuple(place[NODE.count("/") :]))) is not None:
-            return below_node
+        for above, directory_of in _BELOW.items():
+            if here.startswith(f"{above}/") and (found := directory_of(machine, tuple(place[above.count("/") :]))) is not None:
+                return found
         below = self.below(here)
         if not below:
             raise HotplugError(errno.ENOENT, f"there is no {path}")
@@ -419,6 +422,23 @@ def _memmap_directory(machine: Machine) -> Directory:
     return Directory(None, {}, lambda: dict.fromkeys(str(entry.number) for entry in machine.firmware_map))
 
 
+# -- memory tiers
+
+_TIER = re.compile(r"memory_tier(0|[1-9]\d*)")
+
+
+def _tiers_directory(machine: Machine) -> Directory:
+    files = {"uevent": uevent_of(TIERS.removeprefix("/sys"), None)}
+    return Directory(None, files, lambda: {"power": None, **dict.fromkeys(f"memory_tier{tier}" for tier in machine.tiers.nodes)})
+
+
+def _tier_directory(machine: Machine, name: str) -> Directory | None:
+    match = _TIER.fullmatch(name)
+    if match is None or int(match[1]) not in machine.tiers.nodes:
+        return None
+    return Directory(None, tier_files(int(match[1])), links=lambda: {"subsystem": "../../../../bus/memory_tiering"})
+
+
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
 _FIXED: dict[str, Callable[[Machine], Directory]] = {
@@ -434,11 +454,19 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
     ),
     f"{MODULE}/parameters": lambda machine: Directory(None, PARAMETER_FILES, dict),
     FIRMWARE_MEMMAP: _memmap_directory,
+    TIERS: _tiers_directory,
 }
 
 _NUMBERED: dict[str, Callable[[Machine, str], Directory | None]] = {
     MEMORY: _named_block_directory,
     CPU: _cpu_directory,
     FIRMWARE_MEMMAP: _entry_directory,
+    TIERS: _tier_directory,
 }
 """What makes the directory of a device from its name, by the directory that it is in."""
+
+_BELOW: dict[str, Callable[[Machine, tuple[str, ...]], Directory | None]] = {
+    NODE: _below_node,
+    PLATFORM: dax_device_directory,
+}
+"""What makes a directory from the rest of its path, by what that is below."""

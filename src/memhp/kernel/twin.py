@@ -11,7 +11,8 @@ from memhp.abi.paths import FIRMWARE_MEMMAP, MEMORY, NODE, PARAMETERS
 from memhp.abi.tree import Tree
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState
-from memhp.kernel.boot import BootBlock, NodeSpec, Parameters, Plan, Ram, online_type_of, room_start, without_gaps
+from memhp.kernel.boot import BootBlock, NodeSpec, Parameters, Plan, Ram, online_type_of
+from memhp.kernel.layout import room_start, without_gaps
 from memhp.kernel.rules import Rules
 from memhp.kernel.zones import ZoneType
 from memhp.units import PAGE_SHIFT, PAGE_SIZE, SECTION_SIZE, BlockId, Pfn, format_ids, parse_ids

@@ -68,6 +68,7 @@ class DaxKmem:
             message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
             raise HotplugError(errno.EINVAL, message)
         self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
+        self._machine.tiers.claim_slow(self._nid)
         mapped: list[Resource] = []
         for start, size in ranges:
             try:
@@ -76,18 +77,19 @@ class DaxKmem:
                 if mapped:
                     _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
                     continue
-                self._drop_group()
+                self._let_go()
                 raise
             except BaseException:
                 if not mapped:
-                    self._drop_group()
+                    self._let_go()
                 raise
             self.claims.append(mapped[-1])
 
-    def _drop_group(self) -> None:
+    def _let_go(self) -> None:
         mgid, self._group = self._group, None
         if mgid is not None:
             self._machine.groups.drop(mgid)
+            self._machine.tiers.release_slow(self._nid)
 
     def _aligned(self, start: int, size: int) -> tuple[int, int]:
         block = self._machine.block_size
@@ -111,7 +113,12 @@ class DaxKmem:
 
     @ending_request()
     def unbind(self) -> None:
-        """Unbind the driver: remove each range whose blocks are all offline; one with an online block leaks."""
+        """Unbind the driver: remove each range whose blocks are all offline; one with an online block leaks.
+
+        The group goes, and the node's memory is no slow memory any more, only if each of the device's ranges went; one that
+        was too small to be used counts as one that stays.
+        """
+        removed = 0
         for claim in self.claims.copy():
             try:
                 self._machine.remove_memory(claim.start, claim.size)
@@ -121,5 +128,6 @@ class DaxKmem:
                 continue
             self._machine.iomem.release(claim)
             self.claims.remove(claim)
-        if not self.leaked:
-            self._drop_group()
+            removed += 1
+        if removed == len(self._ranges):
+            self._let_go()

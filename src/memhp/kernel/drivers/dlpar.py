@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memhp.abi.formats import parse_uint, sysfs_word
+from memhp.abi.formats import sysfs_word
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import add, device
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.attributes import Attribute, Directory
+from memhp.kernel.kstrtox import kstrtoull
 from memhp.locking import current, requires
 from memhp.locking.switch import ending_request
 from memhp.units import BlockId, PhysAddr
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
 
 __all__ = ["Dlpar", "Lmb"]
+
+_ACTIONS = ("add", "remove")
+_NUMBERS = {"count": 1, "index": 1, "indexed-count": 2}
+"""How many numbers follow each kind of request."""
 
 _log = logging.getLogger("memhp.kernel")
 
@@ -223,21 +228,15 @@ def _remove_lmb(machine: Machine, lmb: Lmb) -> None:
 
 
 def _parse(text: str) -> tuple[str, str, list[int]]:
-    match sysfs_word(text).split():
-        case ["memory", "add" | "remove" as action, "count" | "index" | "indexed-count" as by, *numbers] if len(numbers) == 1 + (
-            by == "indexed-count"
+    # One blank apart, and what stands behind a request is ignored (dlpar_parse_id_type()).
+    match text.partition("\0")[0].split(" "):
+        case [resource, action, by, *rest] if (
+            sysfs_word(resource) == "memory" and sysfs_word(action) in _ACTIONS and len(rest) >= _NUMBERS.get(sysfs_word(by), 9)
         ):
-            pass
+            wanted = sysfs_word(by)
         case _:
             raise HotplugError(errno.EINVAL, f"{text!r} is no request; such as 'memory add count 2'")
     try:
-        return action, by.replace("-", "_"), [_u32(number) for number in numbers]
-    except InvalidInput as error:
+        return sysfs_word(action), wanted.replace("-", "_"), [kstrtoull(word, "dlpar", 32) for word in rest[: _NUMBERS[wanted]]]
+    except (HotplugError, InvalidInput) as error:
         raise HotplugError(errno.EINVAL, str(error)) from error
-
-
-def _u32(text: str) -> int:
-    number = parse_uint(text, "dlpar")
-    if number >= 1 << 32:
-        raise InvalidInput(text, "dlpar", "a number below 2^32")
-    return number

@@ -88,6 +88,7 @@ class VirtioMem:
         answer: asked for each plug and unplug with (``"plug"`` or ``"unplug"``, start, size); gives 0 or an errno such as
             ``errno.ETXTBSY``.
         offline_at_most: bytes of its memory that may be offline before it adds no more.
+        device: the name of the virtio device, which has the region in /proc/iomem.
 
     Raises:
         InvalidInput: a malformed size.
@@ -105,6 +106,7 @@ class VirtioMem:
         block_size: int = PAGEBLOCK,
         answer: Callable[[str, int, int], int] = lambda what, start, size: 0,
         offline_at_most: int = _OFFLINE_AT_MOST,
+        device: str = "virtio0",
     ) -> None:
         for name, value in (("nid", nid), ("start", start), ("size", size), ("block_size", block_size)):
             whole_number(value, f"virtio-mem: {name}", "a number")
@@ -139,7 +141,7 @@ class VirtioMem:
         self.group = machine.groups.register_dynamic(nid, self.mode.group_unit >> PAGE_SHIFT)
         try:
             _enlist(self)
-            self.claim = machine.iomem.request(start, size, "virtio_mem", busy=False)
+            self.claim = machine.iomem.request(start, size, device, busy=False)
         except BaseException:
             _discharge(self)
             machine.groups.unregister(self.group)
