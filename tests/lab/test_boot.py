@@ -17,7 +17,7 @@ import pytest
 from cpio_reader import unpack
 from memhp.errors import InvalidInput, LabError
 from memhp.kernel import NodeSpec
-from memhp.lab.boot import make_shape, read_node, read_virtio, script_addition
+from memhp.lab.boot import make_shape, read_node, read_soft_reserved, read_virtio, script_addition
 from memhp.lab.console import relay
 from memhp.lab.cpio import newc
 from memhp.lab.kernels import Kernel, find_kernel, kernel_at
@@ -55,6 +55,30 @@ def test_virtio_mem_on_the_command_line() -> None:
         *("-device", "virtio-mem-pci,id=vm0,memdev=mem-vm0,node=1,requested-size=1073741824,block-size=4194304"),
     ]
     assert line[line.index("-m") + 1] == "512M,slots=16,maxmem=5632M"
+
+
+def test_soft_reserved_memory_from_words() -> None:
+    """Where, and how much; by address in the end."""
+    words = ["5GiB:256MiB", "0x100000000:512M"]
+    shape = make_shape([NodeSpec(3 * GIB), NodeSpec(2 * GIB)], soft_reserved=[read_soft_reserved(word) for word in words])
+    assert shape.soft_reserved == ((4 * GIB, 512 * MIB), (5 * GIB, 256 * MIB))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("4GiB", "--soft-reserved: '' is not valid; expected a size such as 128MiB"),
+        ("here:1GiB", "--soft-reserved: 'here' is not valid"),
+        ("4GiB:3MiB", "--soft-reserved[0]: size: '0x300000' is not valid; expected a multiple of 2 MiB"),
+        ("8GiB:1GiB", "expected a range within the memory of one node"),
+        ("2GiB:512MiB", "--soft-reserved: '0x80000000' is not valid; expected addresses from 4 GiB on"),
+    ],
+)
+def test_memory_that_can_not_be_soft_reserved_in_a_guest(word: str, message: str) -> None:
+    """Said with the option and the value."""
+    with pytest.raises(InvalidInput) as refusal:
+        make_shape([NodeSpec(3 * GIB), NodeSpec(2 * GIB)], soft_reserved=[read_soft_reserved(word)])
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +196,7 @@ def test_modules_come_with_what_they_need(tmp_path: Path) -> None:
         "top_most.ko: middle.ko low.ko",
     ]
     assert load_order(kernel, ["top_most", "built-in", "low"]) == ["low", "middle", "top_most"]
+    assert load_order(kernel, ["middle", "top_most"]) == ["low", "middle", "top_most"]
     with pytest.raises(LabError, match="the kernel r has no module other"):
         list(module_tree(kernel, ["other"], "lib"))
 

@@ -57,6 +57,16 @@ def test_a_plan_with_devices(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_with_soft_reserved_memory(tmp_path: Path) -> None:
+    """Its ranges go into the shape by address; they are a part of the nodes' memory."""
+    ranges = "[{at: 5GiB, size: 256MiB}, {at: 4GiB, size: 512MiB}]"
+    text = f"machine: {{nodes: [3GiB, 2GiB], soft_reserved: {ranges}}}\nsteps: []\n"
+    kept = ((4 * GIB, GIB // 2), (5 * GIB, GIB // 4))
+    shape = Shape((NodeSpec(3 * GIB), NodeSpec(2 * GIB)), soft_reserved=kept)
+    assert plan(tmp_path, text).shape == shape
+    assert str(shape) == "3 GiB + 2 GiB, 768 MiB of it soft-reserved"
+
+
 MACHINE = "machine: {nodes: [1GiB, 0]}\n"
 
 
@@ -99,6 +109,11 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
             "machine:\n  nodes: [1GiB]\n  virtio_mem: [{size: 1GiB}]\nsteps:\n  - plug: {name: vm0, size: 1GiB}\n",
             5,
             "another name: a virtio-mem device has it",
+        ),
+        (
+            "machine:\n  nodes: [1GiB]\n  soft_reserved: [{at: 512MiB, size: 128MiB}]\nsteps: []\n",
+            3,
+            "ranges from 4 GiB on for a guest, because QEMU puts what it boots below",
         ),
         (MACHINE + "steps:\n  - plug_cpu: 1\n  - unplug_cpu: 1\n  - plug_cpu: 1\n", 5, "QEMU 7.2 does not survive that"),
         (MACHINE + "steps:\n  - unplug_cpu: 1\n  - plug: {name: a, size: 1GiB}\n", 4, "QEMU 7.2 does not survive that"),

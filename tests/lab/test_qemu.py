@@ -46,6 +46,21 @@ def test_a_whole_command_line() -> None:
     ]
 
 
+def test_memory_is_soft_reserved_by_the_kernel_s_command_line() -> None:
+    """RAM of the e820 type 1 becomes 0xefffffff; the drivers are loaded in the order in which a boot loads them."""
+    shape = Shape(
+        (NodeSpec(3 * GIB), NodeSpec(GIB)), "quiet", soft_reserved=((4 * GIB, GIB // 2), (5 * GIB - GIB // 4, GIB // 8))
+    )
+    [parameters] = after("-append", words(shape))
+    assert parameters.split()[4:] == [
+        "memmap=0x20000000%0x100000000-1+0xefffffff",
+        "memmap=0x8000000%0x130000000-1+0xefffffff",
+        "quiet",
+    ]
+    assert shape.drivers == ("dax_hmem", "device_dax", "kmem")
+    assert replace(shape, soft_reserved=()).drivers == ()
+
+
 def test_processors_are_numbered_over_the_nodes() -> None:
     """Each node gets the processors that it counts."""
     line = words(Shape((NodeSpec(GIB, 2), NodeSpec(0), NodeSpec(GIB, 3))))

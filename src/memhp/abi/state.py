@@ -14,6 +14,11 @@ _POLICY = "/sys/module/memory_hotplug/parameters"
 _MASKS = ("possible", "online", "has_memory", "has_normal_memory", "has_cpu")
 _CPU = "/sys/devices/system/cpu"
 _CPU_MASKS = ("possible", "present", "online", "offline")
+_TIERS = "/sys/devices/virtual/memory_tiering"
+_DAX = "/sys/bus/dax"
+_DAX_FILES = ("size", "align", "resource", "numa_node", "target_node", "memmap_on_memory")
+_REGION_FILES = ("size", "available_size", "seed", "create")
+_CLAIM = re.compile(r"( *)([0-9a-f]+)-[0-9a-f]+ : (System RAM.*|Soft Reserved|hmem\.\d+|dax\d+\.\d+|virtio\d+)$")
 _BLOCK = re.compile(r"memory(\d+)")
 _ZONE = re.compile(r"^Node (\d+), zone +(\w+)$")
 _ZONE_NUMBERS = ("spanned", "present", "managed", "start_pfn")
@@ -32,7 +37,9 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
     Returns:
         ``memory32`` → ``offline 0 Normal Movable``, ``memory32/`` → its directory's names, ``node1/`` → that of its blocks and
         CPUs, ``node1 cpus`` → its ``cpulist`` and ``cpumap``, ``cpus online`` → that mask, ``cpu1`` → its ``online``,
-        ``zone 1/Normal`` → its numbers in pages, and policies, masks, ``MemTotal`` in kB by their names.
+        ``memory_tier4`` → its ``nodelist``,
+        ``zone 1/Normal`` → its numbers in pages, ``dax0.0`` → that device, ``dax0`` → its region, ``iomem`` → who claims memory
+        from 4 GiB on, and policies, masks, ``MemTotal`` in kB by their names.
     """
 
     def text(path: str) -> str:
@@ -55,9 +62,44 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
     cpus = [name for name in names(_CPU) if re.fullmatch(r"cpu\d+", name)]
     state |= {cpu: text(f"{_CPU}/{cpu}/online") for cpu in sorted(cpus) if "online" in names(f"{_CPU}/{cpu}")}
     state |= _zones(text("/proc/zoneinfo"))
+    tiers = sorted(name for name in names(_TIERS) if name.startswith("memory_tier"))
+    state |= {tier: text(f"{_TIERS}/{tier}/nodelist") for tier in tiers}
+    state |= _dax(text, names)
+    state["iomem"] = _claims(text("/proc/iomem"))
     total = re.search(r"^MemTotal:\s+(\d+) kB", text("/proc/meminfo"), re.MULTILINE)
     state["MemTotal"] = total[1] if total else ""
     return state
+
+
+def _dax(text: Read, names: List) -> dict[str, str]:
+    try:
+        devices = sorted(names(f"{_DAX}/devices"))
+    except OSError:
+        return {}
+    state = {}
+    for device in devices:
+        path = f"{_DAX}/devices/{device}"
+        found = sorted(names(path))
+        drivers = [driver for driver in names(f"{_DAX}/drivers") if device in names(f"{_DAX}/drivers/{driver}")]
+        parts = [f"{path}/{name}" for name in found if name.startswith("mapping") and name != "mapping"]
+        ranges = [f"{text(f'{part}/start')}-{text(f'{part}/end')}@{text(f'{part}/page_offset')}" for part in parts]
+        files = [f"{name} {text(f'{path}/{name}')}" for name in _DAX_FILES if name in found]
+        state[device] = " ".join([*drivers, *files, *ranges])
+        state[f"{device}/"] = " ".join(found)
+        region = " ".join(f"{name} {text(f'{path}/../dax_region/{name}')}" for name in _REGION_FILES)
+        state[device.partition(".")[0]] = region
+    return state
+
+
+def _claims(text: str) -> str:
+    # Who claims memory from 4 GiB on; below, a PC has much else.
+    kept: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = _CLAIM.match(line)
+        if match and int(match[2], 16) >= 4 << 30:
+            kept.append((len(match[1]) // 2, line.strip()))
+    least = min((depth for depth, _ in kept), default=0)
+    return "; ".join(f"{'>' * (depth - least)}{claim}" for depth, claim in kept)
 
 
 def _numbers(names: list[str]) -> list[int]:

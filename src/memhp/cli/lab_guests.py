@@ -46,6 +46,7 @@ def _boot(options: argparse.Namespace) -> int:
         shape=boot.make_shape(
             [boot.read_node(text) for text in options.node] if options.node else ("512MiB", 0),
             virtio=[boot.read_virtio(text) for text in options.virtio_mem],
+            soft_reserved=[boot.read_soft_reserved(text) for text in options.soft_reserved],
             parameters=options.append,
             slots=options.slots,
             room=options.room,

@@ -67,6 +67,13 @@ def _add_boot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="NODE:SIZE[,requested=SIZE][,block=SIZE]",
         help="a virtio-mem device of that node; may be repeated",
     )
+    boot.add_argument(
+        "--soft-reserved",
+        action="append",
+        default=[],
+        metavar="AT:SIZE",
+        help="memory that the firmware keeps for a purpose (CXL, HBM), as in 4GiB:1GiB; may be repeated",
+    )
     boot.add_argument("--append", default="", metavar="PARAMETERS", help="added to the kernel's command line")
     boot.add_argument("--name", default="", metavar="NAME", help="by which other commands find the guest")
     boot.add_argument(

@@ -20,13 +20,14 @@ from typing import NamedTuple, Self
 
 from memhp.errors import GuestFailed, InvalidInput
 from memhp.kernel import NodeSpec
+from memhp.kernel.layout import soft_ranges
 from memhp.lab.guest import Guest, Hears
 from memhp.lab.kernels import Kernel, find_kernel, userland
-from memhp.lab.qemu import Shape, VirtioMem
+from memhp.lab.qemu import HIGH, Shape, VirtioMem
 from memhp.lab.rootfs import Addition, shell_root
 from memhp.units import format_size, parse_size
 
-__all__ = ["Done", "Session", "make_shape", "read_node", "read_virtio"]
+__all__ = ["Done", "Session", "make_shape", "read_node", "read_soft_reserved", "read_virtio"]
 
 BLOCK = 128 << 20
 _LEAST, _MOST = 512 << 20, 16 << 30
@@ -88,7 +89,7 @@ class Session:
         found = find_kernel(kernel) if isinstance(kernel, str) else kernel
         self.shape = shape or make_shape(nodes, virtio=virtio, parameters=parameters)
         root = shell_root(
-            userland(), found, shell=shell, virtio=bool(self.shape.virtio), modules=modules, additions=add, terminal=terminal
+            userland(), found, shell=shell, drivers=self.shape.drivers, modules=modules, additions=add, terminal=terminal
         )
         self.guest = Guest(found, self.shape, patience=patience, name=name, root=root, terminal=shell)
         self._numbers = itertools.count()
@@ -187,6 +188,7 @@ def make_shape(
     nodes: Sequence[object] = ("512MiB", 0),
     *,
     virtio: Sequence[VirtioMem] = (),
+    soft_reserved: Sequence[tuple[int, int]] = (),
     parameters: str = "",
     slots: int = 16,
     room: int | str = _ROOM,
@@ -213,7 +215,12 @@ def make_shape(
     devices = tuple(_checked(device, number, len(specs)) for number, device in enumerate(virtio))
     if devices and "memhp_default_state=" not in parameters:
         parameters = f"{parameters} memhp_default_state=online_movable".strip()
-    return Shape(specs, parameters, slots, parse_size(room, "--room") if slots else 0, devices)
+    kept = tuple((start, end - start) for _, start, end in soft_ranges(specs, soft_reserved, "--soft-reserved"))
+    if kept and kept[0][0] < HIGH:
+        raise InvalidInput(
+            f"{kept[0][0]:#x}", "--soft-reserved", "addresses from 4 GiB on, where a guest with more than 3 GiB has RAM"
+        )
+    return Shape(specs, parameters, slots, parse_size(room, "--room") if slots else 0, devices, kept)
 
 
 def _checked(device: VirtioMem, number: int, nodes: int) -> VirtioMem:
@@ -255,6 +262,16 @@ def read_virtio(text: str) -> VirtioMem:
         raise InvalidInput(text, "--virtio-mem", "NODE:SIZE[,requested=SIZE][,block=SIZE], as in 1:4GiB,requested=1GiB")
     sizes = {name: parse_size(value, f"--virtio-mem: {name}") for name, value in options.items()}
     return VirtioMem(int(node), parse_size(size, "--virtio-mem"), sizes.get("requested", 0), sizes.get("block", 0))
+
+
+def read_soft_reserved(text: str) -> tuple[int, int]:
+    """Read ``AT:SIZE``.
+
+    Raises:
+        InvalidInput: it is not of that form.
+    """
+    place, _, size = text.partition(":")
+    return parse_size(place, "--soft-reserved"), parse_size(size, "--soft-reserved")
 
 
 def _split(text: str, where: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:

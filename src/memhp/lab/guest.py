@@ -25,7 +25,6 @@ from memhp.errors import GuestFailed, LabMissing, errno_name
 from memhp.lab.agent import MARK, encode
 from memhp.lab.image import initramfs
 from memhp.lab.kernels import Kernel, userland
-from memhp.lab.modules import VIRTIO_DRIVERS
 from memhp.lab.qemu import QEMU, Shape, command_line
 from memhp.lab.running import Place, claim
 
@@ -178,7 +177,7 @@ class Guest:
         self.terminal: socket.socket | None = None
         """The console of the guest, if it was asked for."""
         self._wants_terminal = terminal
-        self._archive = initramfs(userland(), kernel, VIRTIO_DRIVERS if shape.virtio else ()) if root is None else root
+        self._archive = initramfs(userland(), kernel, shape.drivers) if root is None else root
         self._process: subprocess.Popen[bytes] | None = None
         self._place: Place | None = None
         self._stream: socket.socket | None = None

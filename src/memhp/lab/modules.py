@@ -11,10 +11,13 @@ from memhp.errors import LabError
 from memhp.lab.cpio import Entry, directory, file
 from memhp.lab.kernels import Kernel
 
-__all__ = ["VIRTIO_DRIVERS", "load_order", "module_data", "module_tree", "with_needed"]
+__all__ = ["DAX_DRIVERS", "VIRTIO_DRIVERS", "load_order", "module_data", "module_tree", "with_needed"]
 
 VIRTIO_DRIVERS = ("virtio_pci", "virtio_mem")
 """What a guest with a virtio-mem device needs, beside what these need."""
+
+DAX_DRIVERS = ("dax_hmem", "device_dax", "kmem")
+"""What a guest with soft-reserved memory needs, in the order in which they are loaded."""
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
@@ -55,11 +58,12 @@ def with_needed(kernel: Kernel, names: Sequence[str]) -> dict[str, tuple[bytes, 
 
 
 def load_order(kernel: Kernel, names: Sequence[str]) -> list[str]:
-    """Give the modules and all that they need, each behind what it needs; raises as :func:`with_needed`."""
+    """Give the modules in their order, each behind what it needs and nobody before it needed; raises as :func:`with_needed`."""
     found = with_needed(kernel, names)
     order: list[str] = []
-    for name in found:
-        order += [each for each in reversed([name, *_all_needed(found, name)]) if each not in order]
+    for name in names:
+        needed = [name, *_all_needed(found, name)] if name in found else []
+        order += [each for each in reversed(needed) if each not in order]
     return order
 
 

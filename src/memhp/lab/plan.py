@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from memhp.errors import ScenarioError
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction
 from memhp.kernel import NodeSpec
-from memhp.lab.qemu import Shape
+from memhp.lab.qemu import HIGH, Shape
 from memhp.notifier import NOTIFY_OK, notifier_from_errno
 from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_name
 from memhp.scenario.reader import Value, read_yaml
@@ -145,7 +145,10 @@ def _shape(scenario: Scenario, where: _Where) -> Shape:
         where.refuse(0, where.line("machine", "slots"), "at least one slot for a guest", "machine: slots")
     nodes, parameters = _nodes(given, where), _parameters(given.get("parameters", ""))
     gives_cpus = any(step.verb == "unplug_cpu" for step in scenario.steps)
-    return Shape(nodes, parameters, room=_room(given, where), virtio=spec.virtio, gives_cpus=gives_cpus, **slots)
+    kept = _soft_reserved(given, where)
+    return Shape(
+        nodes, parameters, room=_room(given, where), virtio=spec.virtio, soft_reserved=kept, gives_cpus=gives_cpus, **slots
+    )
 
 
 def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
@@ -160,6 +163,15 @@ def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
             expected = "memory or CPUs for each node but the last, else the guest's kernel does not know of it"
             where.refuse(number, where.line("machine", "nodes"), expected, "machine: nodes")
     return nodes
+
+
+def _soft_reserved(given: dict[str, Any], where: _Where) -> tuple[tuple[int, int], ...]:
+    ranges = [(parse_size(one["at"]), parse_size(one["size"])) for one in given.get("soft_reserved", ())]
+    for start, _ in ranges:
+        if start < HIGH:
+            expected = "ranges from 4 GiB on for a guest, because QEMU puts what it boots below"
+            where.refuse(f"{start:#x}", where.line("machine", "soft_reserved"), expected, "machine: soft_reserved")
+    return tuple(sorted(ranges))
 
 
 def _room(given: dict[str, Any], where: _Where) -> int:

@@ -15,6 +15,7 @@ from memhp.lab import virtio
 from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel
+from memhp.lab.modules import DAX_DRIVERS, load_order
 from memhp.lab.plan import Injection, Plan, make_plan
 from memhp.lab.probes import PROBES, ChainCall, Probes, UeventSent, read_trace
 from memhp.scenario.model import Expectations, Scenario, Step, answer_name
@@ -46,6 +47,9 @@ def hear(guest: Guest, probes: Probes) -> None:
         guest.write(path, text, append=True)
     if guest.shape.virtio:
         virtio.load_driver(guest)
+    if guest.shape.soft_reserved:
+        for module in load_order(guest.kernel, DAX_DRIVERS):
+            guest.insmod(module)
 
 
 class LabPlayer:

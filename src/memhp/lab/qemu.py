@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memhp.kernel import NodeSpec
+from memhp.lab.modules import DAX_DRIVERS, VIRTIO_DRIVERS
 from memhp.scenario.model import VirtioMem
 from memhp.units import format_size
 
-__all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"]
+__all__ = ["HIGH", "QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"]
 
 QEMU = "qemu-system-x86_64"
+HIGH = 4 << 30
+"""Where memory can be soft-reserved: QEMU puts what it boots below."""
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
 """A panic ends the guest (with -no-reboot) rather than leave it standing."""
 _GUEST_OF_VMWARE = ("-cpu", "max,-hypervisor", "-smbios", "type=1,serial=VMware,product=Standard PC (i440FX,, 1996)")
@@ -34,6 +37,7 @@ class Shape:
         slots: how many DIMMs can be plugged in.
         room: bytes of memory that all of them can have.
         virtio: virtio-mem devices; their sizes are not part of the room.
+        soft_reserved: ranges (start, size) of the memory at boot that shall be soft-reserved.
         gives_cpus: whether a CPU will be taken out; then each CPU is emulated in a thread of its own, which is less reliable.
     """
 
@@ -42,6 +46,7 @@ class Shape:
     slots: int = 16
     room: int = 64 << 30
     virtio: tuple[VirtioMem, ...] = ()
+    soft_reserved: tuple[tuple[int, int], ...] = ()
     gives_cpus: bool = False
 
     @property
@@ -54,8 +59,15 @@ class Shape:
         """Bytes that it can ever have."""
         return self.memory + self.room + sum(device.size for device in self.virtio)
 
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The kernel's modules that its devices need, in the order in which they are loaded."""
+        return (*(VIRTIO_DRIVERS if self.virtio else ()), *(DAX_DRIVERS if self.soft_reserved else ()))
+
     def __str__(self) -> str:
-        return " + ".join([*(format_size(node.memory) for node in self.nodes), *map(_virtio_text, self.virtio)])
+        text = " + ".join([*(format_size(node.memory) for node in self.nodes), *map(_virtio_text, self.virtio)])
+        kept = sum(size for _, size in self.soft_reserved)
+        return f"{text}, {format_size(kept)} of it soft-reserved" if kept else text
 
 
 def _virtio_text(device: VirtioMem) -> str:
@@ -99,12 +111,17 @@ def _sockets(cpus: int, empty: int) -> list[str]:
 
 def _parameters(shape: Shape) -> str:
     delay = _KNOWN_DELAY if any(sockets_of(shape)) else ""
-    return " ".join(filter(None, (_BOOT, delay, shape.parameters)))
+    return " ".join(filter(None, (_BOOT, delay, *_soft_reserved(shape), shape.parameters)))
 
 
 def _terminal(directory: Path) -> tuple[str, ...]:
     text = f"socket,id=console,path={directory / 'tty'},logfile={directory / 'console'}"
     return ("-chardev", text, "-serial", "chardev:console")
+
+
+def _soft_reserved(shape: Shape) -> list[str]:
+    # As UEFI firmware would tell: e820 type 1, RAM, becomes 0xefffffff, soft reserved (arch/x86/kernel/e820.c).
+    return [f"memmap={size:#x}%{start:#x}-1+0xefffffff" for start, size in shape.soft_reserved]
 
 
 def _virtio(device: VirtioMem) -> list[str]:

@@ -22,7 +22,7 @@ from memhp.lab import agent
 from memhp.lab.cpio import Entry, device, directory, file, link, newc
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel, cache_dir
-from memhp.lab.modules import VIRTIO_DRIVERS, module_tree
+from memhp.lab.modules import module_tree
 
 __all__ = ["Addition", "read_addition", "shell_root"]
 
@@ -94,7 +94,7 @@ def shell_root(
     kernel: Kernel,
     *,
     shell: bool = False,
-    virtio: bool = False,
+    drivers: Sequence[str] = (),
     modules: Sequence[str] = (),
     additions: Iterable[Addition] = (),
     terminal: str = "linux",
@@ -105,7 +105,7 @@ def shell_root(
         userland: where the guest's programs were unpacked.
         kernel: whose modules go in.
         shell: whether a shell runs on the console, whose end is the guest's end.
-        virtio: whether the drivers of virtio-mem are loaded at boot.
+        drivers: of the kernel's modules, loaded at boot in this order.
         modules: more of the kernel's modules, for ``modprobe`` in the guest.
         additions: files and directories of this machine.
         terminal: what ``TERM`` says to the shell.
@@ -114,7 +114,7 @@ def shell_root(
         LabError: something is missing in what was fetched, or the kernel has no such module.
     """
     wanted = [name for name in INJECTORS if not kernel.modules or kernel.modules.is_dir()]
-    loaded = [name for name in VIRTIO_DRIVERS if not kernel.has_built_in(name)] if virtio else []
+    loaded = [name for name in drivers if not kernel.has_built_in(name)]
     start = "\n".join(f"modprobe {name}" for name in loaded) + "\n"
     init = _INIT.format(terminal=terminal, modules=start) + (_SHELL if shell else _NO_SHELL)
     own = [

@@ -50,6 +50,7 @@ _DESCRIPTION = (
     "physical_bits",
     "five_level_paging",
     "acpi_tables",
+    "soft_reserved",
     "memory_probe",
 )
 _MACHINE = (*_DESCRIPTION, "virtio_mem", "rules", "device_hotplug_lock", "from", "otherwise")
@@ -117,7 +118,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
     if not description:
         return
     where = given.get("nodes", value)
-    for name in ("block_size", "room", "slots", "parameters", "acpi_tables", "nodes"):
+    for name in ("block_size", "room", "slots", "parameters", "acpi_tables", "nodes", "soft_reserved"):
         if name in given:
             where = given[name]
             part = {key: description[key] for key in description if key in {"nodes", name}}

@@ -111,9 +111,9 @@ class Devices:
         self._machine = machine
         self.drivers: dict[str, Driver] = {}
         """By the devices' names."""
-        for spec in specs:
-            start, block = machine.next_room(spec.size), spec.block or _DEVICE_BLOCK
-            driver = self.drivers[spec.name] = Driver(machine, spec.node, start, spec.size, block_size=block)
+        for number, spec in enumerate(specs):
+            start, block, device = machine.next_room(spec.size), spec.block or _DEVICE_BLOCK, f"virtio{number}"
+            driver = self.drivers[spec.name] = Driver(machine, spec.node, start, spec.size, block_size=block, device=device)
             driver.request(spec.requested)
             self.settle()
         self.verbs: dict[str, Callable[[Step], str]] = {
