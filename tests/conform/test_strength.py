@@ -3,6 +3,7 @@ it from the model as it is, which does what the kernels do."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import pytest
 from memhp.conform import Observed, differences
 from memhp.conform.generate import SHAPES, generate, write_scenario
 from memhp.conform.play import play_model
+from memhp.errors import HotplugError
 from memhp.events import MEM_OFFLINE, MEM_ONLINE, MemoryAction
 from memhp.kernel import Machine, Rules, acpi_files, attributes, cpus
 from memhp.kernel.cpus import Cpu
-from memhp.kernel.drivers import VirtioMem, virtiomem_sbm
+from memhp.kernel.dax import DaxRegion, DevDax
+from memhp.kernel.daxbus import DaxBus, DaxDriver, DeviceDaxDriver, KmemDriver
+from memhp.kernel.drivers import DaxKmem, VirtioMem, virtiomem_sbm
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import BlockState, SubBlocks
 from memhp.kernel.sockets import Sockets
+from memhp.kernel.tiers import MemoryTiers
 from memhp.kernel.zones import NodeState
 from memhp.notifier import NotifyResult
 from memhp.scenario import load
@@ -150,6 +155,79 @@ def takes_a_cpu_out_without_its_driver(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cpus, "_emit_cooling", wrong)
 
 
+# -- bugs of dax devices
+
+
+def adds_to_the_nearest_node(patch: pytest.MonkeyPatch) -> None:
+    probe = KmemDriver.probe
+
+    def wrong(self: KmemDriver, device: DevDax) -> object:
+        device.region.target_node = 0
+        return probe(self, device)
+
+    patch.setattr(KmemDriver, "probe", wrong)
+
+
+def gives_the_highest_gap(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: DaxRegion) -> tuple[None, int, int]:
+        taken = max((one.end + 1 for one in self._taken()), default=self.start)
+        return None, taken, self.end + 1
+
+    patch.setattr(DaxRegion, "first_gap", wrong)
+
+
+def lets_a_driver_try_the_named_device_alone(patch: pytest.MonkeyPatch) -> None:
+    new_id = DaxBus.new_id
+
+    def wrong(self: DaxBus, driver: DaxDriver, name: str) -> None:
+        with pytest.MonkeyPatch.context() as once:
+            once.setattr(DaxBus, "_attach", lambda self, driver: None)
+            new_id(self, driver, name)
+        with contextlib.suppress(HotplugError):
+            self.bind(driver, name)
+
+    patch.setattr(DaxBus, "new_id", wrong)
+
+
+def forgets_that_device_dax_failed(patch: pytest.MonkeyPatch) -> None:
+    probe = DeviceDaxDriver.probe
+
+    def wrong(self: DeviceDaxDriver, device: DevDax) -> object:
+        device.stale = False
+        return probe(self, device)
+
+    patch.setattr(DeviceDaxDriver, "probe", wrong)
+
+
+def takes_slow_memory_for_dram(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryTiers, "claim_slow", lambda self, nid: None)
+    patch.setattr(MemoryTiers, "release_slow", lambda self, nid: None)
+
+
+def keeps_the_seed_of_a_region(patch: pytest.MonkeyPatch) -> None:
+    probe = DaxBus._probe
+
+    def wrong(self: DaxBus, driver: DaxDriver, device: DevDax) -> None:
+        seed = device.region.seed
+        probe(self, driver, device)
+        device.region.seed = seed
+
+    patch.setattr(DaxBus, "_probe", wrong)
+
+
+def removes_what_is_online(patch: pytest.MonkeyPatch) -> None:
+    unbind = DaxKmem.unbind
+
+    def wrong(self: DaxKmem) -> None:
+        for claim in self.claims:
+            for block in self._machine.blocks_within(claim.start, claim.size):
+                with contextlib.suppress(HotplugError):
+                    self._machine.device_offline(block.id)
+        unbind(self)
+
+    patch.setattr(DaxKmem, "unbind", wrong)
+
+
 # -- bugs of ejection
 
 
@@ -162,6 +240,7 @@ def ejects_whatever_is_written(patch: pytest.MonkeyPatch) -> None:
 
 VIRTIO = {number for number, shape in enumerate(SHAPES) if "virtio_mem" in shape}
 CPUS = {number for number, shape in enumerate(SHAPES) if "possible_cpus" in str(shape)}
+DAX = {number for number, shape in enumerate(SHAPES) if "soft_reserved" in shape}
 ANY = set(range(len(SHAPES)))
 BUGS: dict[Plant, set[int]] = {
     works_when_something_goes_offline: VIRTIO,
@@ -178,6 +257,13 @@ BUGS: dict[Plant, set[int]] = {
     numbers_each_new_cpu_by_its_socket: CPUS,
     checks_a_new_cpu_before_its_driver_starts: CPUS,
     takes_a_cpu_out_without_its_driver: CPUS,
+    adds_to_the_nearest_node: DAX,
+    gives_the_highest_gap: DAX,
+    lets_a_driver_try_the_named_device_alone: DAX,
+    forgets_that_device_dax_failed: DAX,
+    takes_slow_memory_for_dram: DAX,
+    keeps_the_seed_of_a_region: DAX,
+    removes_what_is_online: DAX,
     ejects_whatever_is_written: ANY,
 }
 """Each with the machines on which it can show."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from memhp.conform.generate_dax import DaxSteps
 from memhp.conform.generate_devices import DeviceSteps
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
@@ -62,6 +63,21 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {
         "nodes": [{"memory": "512MiB", "cpus": 1, "possible_cpus": 2}, {"cpus": 1, "possible_cpus": 2}],
         "parameters": {"memhp_default_state": "offline"},
+    },
+    {
+        "nodes": ["3GiB", "1GiB", 0],
+        "soft_reserved": [{"at": "4GiB", "size": "512MiB"}, {"at": 0x12C000000, "size": "192MiB"}],
+        "parameters": {"memhp_default_state": "offline"},
+    },
+    {
+        "nodes": ["3GiB", "768MiB", 0],
+        "soft_reserved": [{"at": "4GiB", "size": "768MiB"}],
+        "parameters": {
+            "memhp_default_state": "online_movable",
+            "memory_hotplug.online_policy": "auto-movable",
+            "memory_hotplug.auto_movable_numa_aware": "N",
+            "memory_hotplug.memmap_on_memory": "Y",
+        },
     },
 )
 """The machines of generated scenarios."""
@@ -121,7 +137,14 @@ class _Generator:
         self.generated = Generated(seed, SHAPES[seed % len(SHAPES)])
         options = self.generated.machine
         self.machines = [
-            Machine.boot(options["nodes"], parameters=options["parameters"], rules=rules, room="16GiB", acpi_tables="128KiB")
+            Machine.boot(
+                options["nodes"],
+                parameters=options["parameters"],
+                rules=rules,
+                room="16GiB",
+                acpi_tables="128KiB",
+                soft_reserved=options.get("soft_reserved", ()),
+            )
             for rules in (Rules.LINUX_6_1, Rules.LINUX_6_12)
         ]
         first = self.machines[0]
@@ -130,7 +153,8 @@ class _Generator:
         self.made = 0
         self.used: set[int] = set()
         self.devices = DeviceSteps(self.random, self.machines, options, self._write, self._mark, self.used)
-        self.types = _TYPES if "virtio_mem" not in options else _TYPES_FOR_DRIVERS
+        self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used)
+        self.types = _TYPES_FOR_DRIVERS if "virtio_mem" in options or "soft_reserved" in options else _TYPES
         self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
             (3, self._plug),
             (3, self._unplug),
@@ -149,7 +173,9 @@ class _Generator:
             (1, self._uevent),
             (1, self._poison),
             *self.devices.kinds,
+            *self.dax.kinds,
         )
+        self._look()
 
     def make(self, count: int) -> Generated:
         weights, makers = [weight for weight, _ in self.kinds], [maker for _, maker in self.kinds]
@@ -173,7 +199,8 @@ class _Generator:
 
     @property
     def blocks(self) -> dict[int, MemoryBlock]:
-        return self.machines[0].blocks
+        # What only one of the kernels has, because its drivers took a device, is there as well.
+        return {**self.machines[1].blocks, **self.machines[0].blocks}
 
     def _look(self) -> None:
         # The kernel may use what is online in its zones of nodes where it runs, or had memory from the beginning.

@@ -51,6 +51,7 @@ def play_model(scenario: Scenario, rules: Rules) -> list[Observed]:
         "physical_bits": _PHYSICAL_BITS,
         "five_level_paging": True,
         "acpi_tables": ACPI_TABLES,
+        "soft_reserved": shape.soft_reserved,
     }
     events: list[dict[str, Any]] = []
     guest = dataclasses.replace(scenario, machine=MachineSpec(description, rules=rules, virtio=shape.virtio))
@@ -107,8 +108,8 @@ class RealKernel:
         except BaseException as error:
             self._end(type(error), error, error.__traceback__)
             raise
-        if any(step.verb in {"plug_cpu", "unplug_cpu"} for step in scenario.steps):
-            self._end(None, None, None)  # sockets are never as they were
+        if guest.shape.soft_reserved or any(step.verb in {"plug_cpu", "unplug_cpu"} for step in scenario.steps):
+            self._end(None, None, None)  # sockets are never as they were, nor what dax drivers were told
         steps = tuple(observe(events))
         return Recording(self.kernel.release, self.kernel.version, fingerprint(scenario.file), steps)
 
