@@ -134,6 +134,7 @@ complete -c memhp -n '__fish_memhp_in lab' -l node -r -d 'a node of the machine;
 complete -c memhp -n '__fish_memhp_in lab' -l slots -r -d 'how many DIMMs can be plugged in; default: 16'
 complete -c memhp -n '__fish_memhp_in lab' -l room -r -d 'how much memory they can have together; default: 64GiB'
 complete -c memhp -n '__fish_memhp_in lab' -l virtio-mem -r -d 'a virtio-mem device of that node; may be repeated'
+complete -c memhp -n '__fish_memhp_in lab' -l soft-reserved -r -d 'memory that the firmware keeps for a purpose (CXL, HBM), as in 4GiB:1GiB; may be repeated'
 complete -c memhp -n '__fish_memhp_in lab' -l append -r -d 'added to the kernel'"'"'s command line'
 complete -c memhp -n '__fish_memhp_in lab' -l name -r -d 'by which other commands find the guest'
 complete -c memhp -n '__fish_memhp_in lab' -l add -r -d 'put a file or directory into the guest; default: /root'
