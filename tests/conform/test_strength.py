@@ -91,7 +91,8 @@ def fills_new_blocks_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def takes_the_lowest_big_block(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BigBlocks, "_rank", lambda self, number: number)
+    added = BigBlocks._added
+    patch.setattr(BigBlocks, "_added", lambda self: added(self)[::-1])
 
 
 def takes_every_block_for_a_kernel_block(patch: pytest.MonkeyPatch) -> None:

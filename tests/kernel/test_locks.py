@@ -57,7 +57,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = switch.point
 
     def point(op: Op, lock: switch.Waitable) -> None:
-        if op in MODES and lock.name != "zone->lock":
+        if op in MODES and lock.name not in TABLES:
             seen.append(f"{lock.name}{MODES[op]}")
         real(op, lock)
 
@@ -72,6 +72,9 @@ def op_of(thread: threading.Thread) -> tuple[str, Op]:
     assert waiter is not None
     return waiter.lock.name, waiter.op
 
+
+TABLES = {"zone->lock", "resource_lock", "memory_groups", "memory_tier_lock"}
+"""Locks of one table each, which are held for a moment and under which nothing else is taken."""
 
 CHANGE = ["cpu_hotplug_lock (read)", "mem_hotplug_lock (write)"]
 CHAIN = "memory_chain.rwsem (read)"

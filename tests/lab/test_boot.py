@@ -67,11 +67,11 @@ def test_soft_reserved_memory_from_words() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("4GiB", "--soft-reserved: '' is not valid; expected a size such as 128MiB"),
+        ("4GiB", "--soft-reserved: '4GiB' is not valid; expected AT:SIZE, as in 4GiB:1GiB"),
         ("here:1GiB", "--soft-reserved: 'here' is not valid"),
-        ("4GiB:3MiB", "--soft-reserved[0]: size: '0x300000' is not valid; expected a multiple of 2 MiB"),
+        ("4GiB:3MiB", "--soft-reserved[0]: size: 3145728 is not valid; expected a multiple of 2 MiB"),
         ("8GiB:1GiB", "expected a range within the memory of one node"),
-        ("2GiB:512MiB", "--soft-reserved: '0x80000000' is not valid; expected addresses from 4 GiB on"),
+        ("2GiB:512MiB", "--soft-reserved: '0x80000000' is not valid; expected ranges from 4 GiB on for a guest"),
     ],
 )
 def test_memory_that_can_not_be_soft_reserved_in_a_guest(word: str, message: str) -> None:

@@ -62,7 +62,7 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
     cpus = [name for name in names(_CPU) if re.fullmatch(r"cpu\d+", name)]
     state |= {cpu: text(f"{_CPU}/{cpu}/online") for cpu in sorted(cpus) if "online" in names(f"{_CPU}/{cpu}")}
     state |= _zones(text("/proc/zoneinfo"))
-    tiers = sorted(name for name in names(_TIERS) if name.startswith("memory_tier"))
+    tiers = sorted(name for name in _listed(names, _TIERS) if name.startswith("memory_tier"))
     state |= {tier: text(f"{_TIERS}/{tier}/nodelist") for tier in tiers}
     state |= _dax(text, names)
     state["iomem"] = _claims(text("/proc/iomem"))
@@ -71,13 +71,16 @@ def machine_state(read: Read, names: List) -> dict[str, str]:
     return state
 
 
-def _dax(text: Read, names: List) -> dict[str, str]:
+def _listed(names: List, path: str) -> list[str]:
     try:
-        devices = sorted(names(f"{_DAX}/devices"))
+        return names(path)
     except OSError:
-        return {}
+        return []
+
+
+def _dax(text: Read, names: List) -> dict[str, str]:
     state = {}
-    for device in devices:
+    for device in sorted(_listed(names, f"{_DAX}/devices")):
         path = f"{_DAX}/devices/{device}"
         found = sorted(names(path))
         drivers = [driver for driver in names(f"{_DAX}/drivers") if device in names(f"{_DAX}/drivers/{driver}")]

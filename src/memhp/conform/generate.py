@@ -153,7 +153,7 @@ class _Generator:
         self.made = 0
         self.used: set[int] = set()
         self.devices = DeviceSteps(self.random, self.machines, options, self._write, self._mark, self.used)
-        self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used)
+        self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used, self._follow)
         self.types = _TYPES_FOR_DRIVERS if "virtio_mem" in options or "soft_reserved" in options else _TYPES
         self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
             (3, self._plug),
@@ -214,6 +214,9 @@ class _Generator:
         # The struct pages of new memory lie in what is online for the kernel, wherever that is.
         for machine in self.machines:
             self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
+
+    def _follow(self, makers: list[Callable[[], dict[str, Any] | None]]) -> None:
+        self.devices.next = makers
 
     def _some_block(self, state: BlockState | None = None) -> MemoryBlock:
         # New ones rather than those of the boot, and in that state rather than in another one.

@@ -1,7 +1,7 @@
 """Random steps of dax devices; for :mod:`memhp.conform.generate`.
 
 Left out is what makes the kernels crash: a range more for a device that kmem has (read in ``drivers/dax/kmem.c``), and unbinding
-the only one that makes its node's memory slow while other memory of the node is online (observed).
+the only one that says what kind of memory a node has while other memory of the node is online (observed).
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class DaxSteps:
         write: makes and does a step that writes to a file.
         mark: says that memory is coming or has come, whose ``struct page`` lie in what is online for the kernel.
         used: numbers of blocks that can't be asked to leave.
+        follow: says what has to follow at once.
     """
 
     def __init__(
@@ -65,12 +66,16 @@ class DaxSteps:
         write: Callable[[str, str], Step],
         mark: Callable[[], None],
         used: set[int],
+        follow: Callable[[list[Maker]], None],
     ) -> None:
         self.random = random_
         self._machines = machines
         self._write = write
         self._mark = mark
         self._used = used
+        self._follow = follow
+        self._stay = {nid for _, nid in machines[0].boot_nodes}
+        """Nodes that never lose all of their memory."""
         self.kinds: tuple[tuple[int, Maker], ...] = ()
         """Weights, and what makes a step or says that it can't now; nothing where there is no such device."""
         if machines[0].dax.regions:
@@ -81,6 +86,7 @@ class DaxSteps:
                 (2, self._remove_id),
                 (9, self._size),
                 (4, self._create),
+                (8, self._cut),
                 (3, self._delete),
                 (12, self._mapping),
                 (2, self._align),
@@ -126,16 +132,27 @@ class DaxSteps:
         return self._written(f"{_BUS}/drivers/{driver}/bind", self._worded(name), adds=True)
 
     def _unbind(self) -> Step | None:
-        name = self._name(bound=True)
+        return self._unbind_of(self._name(bound=True))
+
+    def _unbind_of(self, name: str) -> Step | None:
         bound = [device for device in self._each(name) if device.driver]
         driver = self.random.choice(bound).driver if bound and self.random.random() > _RARELY else self.random.choice(_DRIVERS)
-        if any(_crashes(machine, name) for machine in self._machines):
+        if any(self._crashes(machine, name) for machine in self._machines):
             return None
         if (held := self._held(name)) and self.random.random() > _LEAK:
             # There is little left to do with a device that has leaked.
             leaving = [block for block in held if block not in self._used]
             return self._written(f"memory{self.random.choice(leaving)}/state", "offline") if leaving else None
+        if held:
+            take = [f"{_BUS}/drivers/device_dax/{file}" for file in ("new_id", "bind", "bind")]
+            self._follow([lambda path=path: self._written(path, name, adds=True) for path in take])  # type: ignore[misc]
         return self._written(f"{_BUS}/drivers/{driver}/unbind", self._worded(name))
+
+    def _crashes(self, machine: Machine, name: str) -> bool:
+        device = machine.dax.find(name)
+        if device is None or not isinstance(device.bound, DaxKmem) or device.region.target_node in self._stay:
+            return False
+        return not _online_blocks(machine, name) and machine.tiers.forgets_used(device.region.target_node)
 
     def _held(self, name: str) -> list[int]:
         return sorted({block for machine in self._machines for block in _online_blocks(machine, name)})
@@ -171,6 +188,37 @@ class DaxSteps:
     def _create(self) -> Step:
         return self._written(f"{_PLATFORM}/{self._region().name}/dax_region/create", self.random.choice(_CREATES))
 
+    def _cut(self) -> Step | None:
+        # The first device gives of its memory to a new one, and more of it later, which that one takes as well, or in part.
+        region = self._region()
+        first = region.devices[0].name
+        if any(device.size < 3 * _BLOCK for device in self._each(first)):
+            return None
+        if any(device.driver for device in self._each(first)):
+            self._follow([lambda: self._unbind_of(first), lambda: self._unbind_of(first), self._cut])
+            return self._unbind_of(first)
+        size, half = f"{_BUS}/devices/{{}}/size", max(_BLOCK, region.size // 2 // _BLOCK * _BLOCK)
+        second = _BLOCK // 2 if self.random.random() < _WILD else _BLOCK
+
+        def youngest(text: str) -> Step | None:
+            device = region.youngest
+            return self._written(size.format(device.name), text) if device is not None else None
+
+        self._follow(
+            [
+                lambda: self._written(f"{_PLATFORM}/{region.name}/dax_region/create", "1"),
+                lambda: youngest(hex(second)),
+                lambda: self._written(size.format(first), hex(half - second)),
+                lambda: youngest(hex(second + self.random.choice((_BLOCK, 6 * _MIB)))),
+                self._bind if self.random.random() < _WILD else lambda: self._take(region),
+            ]
+        )
+        return self._written(size.format(first), hex(half))
+
+    def _take(self, region: DaxRegion) -> Step | None:
+        device, driver = region.youngest, self.random.choice(_DRIVERS)
+        return None if device is None else self._written(f"{_BUS}/drivers/{driver}/new_id", device.name, adds=True)
+
     def _delete(self) -> Step:
         return self._written(f"{_PLATFORM}/{self._region().name}/dax_region/delete", self._worded(self._name(bound=False)))
 
@@ -203,13 +251,6 @@ class DaxSteps:
 
     def _uevent(self) -> Step:
         return self._written(f"{_BUS}/devices/{self._name()}/uevent", self.random.choice(("change", "add", "bogus")))
-
-
-def _crashes(machine: Machine, name: str) -> bool:
-    device = machine.dax.find(name)
-    if device is None or not isinstance(device.bound, DaxKmem):
-        return False
-    return not _online_blocks(machine, name) and machine.tiers.forgets_used(device.region.target_node)
 
 
 def _online_blocks(machine: Machine, name: str) -> list[int]:

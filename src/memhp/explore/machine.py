@@ -14,8 +14,10 @@ from memhp.kernel.acpi import AcpiMemory, Dimm, MemoryDevice
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.boot import Parameters
 from memhp.kernel.cpus import Cpu, Cpus
+from memhp.kernel.dax import DaxRange, DaxRegion, DevDax
+from memhp.kernel.daxbus import DaxBus, DaxDriver
 from memhp.kernel.devicememory import DeviceMemory
-from memhp.kernel.drivers import VirtioMem
+from memhp.kernel.drivers import DaxKmem, VirtioMem
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import Divided, SubBlocks
 from memhp.kernel.error_inject import Modules
@@ -26,6 +28,7 @@ from memhp.kernel.iomem import Resource
 from memhp.kernel.pages import Pages
 from memhp.kernel.participants import ComputeBatch, Cpuset, Crash, Kcore, Ksm, PageExt, ReserveMem, Slab
 from memhp.kernel.sockets import Sockets
+from memhp.kernel.tiers import MemoryTiers
 from memhp.kernel.zones import Node, Zone
 from memhp.locking import Task
 from memhp.notifier import NotifierBlock, NotifierChain
@@ -94,6 +97,14 @@ FIELDS = (
     *_fields(SubBlocks, lambda mode: "virtio-mem", "_left", "blocks"),
     *_fields(Divided, lambda mine: f"virtio-mem/memory{mine.id}", "state", "plugged held"),
     *_fields(BigBlocks, lambda mode: "virtio-mem", "", "states _held"),
+    *_fields(MemoryTiers, lambda tiers: "memory tiers", "nodes", "_kinds _counts"),
+    *_fields(DaxBus, lambda bus: "dax bus", "_devices regions autoprobe", "drivers"),
+    *_fields(DaxDriver, lambda driver: driver.name, "ids"),
+    *_fields(DaxRegion, lambda region: region.name, "devices seed youngest"),
+    *_fields(DevDax, lambda device: device.name, "ranges align memmap_on_memory driver bound stale removed"),
+    *_fields(DaxRange, lambda one: "dax range", "end"),
+    *_fields(DaxKmem, lambda device: device.name, "leaked", "claims"),
+    *_fields(SubBlocks, lambda mode: "virtio-mem", "left_over"),
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, InvalidInput
 from memhp.locking import Mutex
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, SUBSECTION_SIZE
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, SUBSECTION_SIZE, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -35,12 +35,14 @@ class DaxRange:
         end: last byte.
         page_offset: pages of the device before it.
         mapping: the number of its directory ``mappingN``.
+        removed: whether the device has given it back.
     """
 
     start: int
     end: int
     page_offset: int
     mapping: int
+    removed: bool = False
 
     @property
     def size(self) -> int:
@@ -106,7 +108,7 @@ class DevDax:
         Raises:
             HotplugError: EINVAL, no alignment, or a range of the device has another length; EBUSY, a driver has it.
         """
-        if align not in _ALIGNS:
+        if whole_number(align, "align") not in _ALIGNS:
             raise HotplugError(errno.EINVAL, f"{self.name}: {align} is no alignment; there are {', '.join(map(str, _ALIGNS))}")
         with self.region.device_lock, self.device_lock:
             self._check_idle()
@@ -121,7 +123,7 @@ class DevDax:
         Raises:
             HotplugError: EINVAL, not aligned; EBUSY, a driver has it; ENOSPC, not so much is free. Nothing was changed.
         """
-        if not self.takes(size):
+        if whole_number(size, "size") < 0 or not self.takes(size):
             unit = max(self.align, SUBSECTION_SIZE)
             raise HotplugError(errno.EINVAL, f"{self.name}: {size:#x} bytes are no multiple of {unit:#x}")
         with self.region.device_lock, self.device_lock:
@@ -141,6 +143,8 @@ class DevDax:
             HotplugError: ENXIO, the size is not aligned (Linux 6.12 says nothing, and does nothing); ENOMEM, not free in its
                 region; EBUSY, an empty range beside others.
         """
+        whole_number(start, "start")
+        whole_number(end, "end")
         with self.region.device_lock, self.device_lock:
             self._check_present()
             if not self.takes(end - start + 1):
@@ -189,6 +193,7 @@ class DevDax:
                 last.end -= less
                 return
             less -= last.size
+            last.removed = True
             self.ranges = self.ranges[:-1]
 
     def _check_present(self) -> None:
@@ -249,8 +254,8 @@ class DaxRegion:
         """Bytes that no device has."""
         return self.size - sum(device.size for device in self.devices.values())
 
-    def create(self, minor: int, tell: Callable[[DevDax], None]) -> DevDax:
-        """Make a device, which has nothing yet; ``tell`` is called with it under the region's lock.
+    def create(self, maker: Callable[[DaxRegion, int], DevDax]) -> DevDax:
+        """Make a device, which has nothing yet; ``maker`` makes one of that number, under the region's lock.
 
         Raises:
             HotplugError: ENOSPC, devices have all of the region.
@@ -258,16 +263,15 @@ class DaxRegion:
         with self.device_lock:
             if not self.available:
                 raise HotplugError(errno.ENOSPC, f"dax devices have all of region {self.id}")
-            device = self.make(minor)
+            device = self.make(maker)
             self.seed = self.seed or device
             self.youngest = device
-            tell(device)
         return device
 
-    def make(self, minor: int) -> DevDax:
+    def make(self, maker: Callable[[DaxRegion, int], DevDax]) -> DevDax:
         """Make a device with the lowest number that is free. The caller holds the device_lock, or nobody knows the region yet."""
         number = next(number for number in range(len(self.devices) + 1) if number not in self.devices)
-        device = DevDax(self._machine, self, number, minor)
+        device = maker(self, number)
         self.devices = {**self.devices, number: device}
         return device
 

@@ -6,7 +6,6 @@ Left out: the platform bus, and modules.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dax_device_directory", "dax_directories"]
 
-_HEX = re.compile(r"\+?(?:0[xX])?([0-9a-fA-F]+)\n?")
 Makers = dict[str, Callable[["Machine"], Directory]]
 
 
@@ -170,10 +168,9 @@ def _store_align(machine: Machine, device: DevDax, text: str) -> None:
 
 def _store_mapping(machine: Machine, device: DevDax, text: str) -> None:
     first, dash, last = text.partition("\0")[0].partition("-")
-    start, end = _HEX.fullmatch(first), _HEX.fullmatch(last)
-    if not dash or not start or not end or first.endswith("\n"):
+    if not dash:
         raise InvalidInput(text, "mapping", "two addresses, such as 100000000-107ffffff")
-    device.add_mapping(int(start[1], 16), int(end[1], 16))
+    device.add_mapping(*(kstrtoull(word, "mapping", base=16) for word in (first, last)))
 
 
 def _store_memmap(machine: Machine, device: DevDax, text: str) -> None:

@@ -82,14 +82,19 @@ class DeviceDaxDriver(DaxDriver):
         """
         if device.stale:
             raise HotplugError(errno.EINVAL, f"{device.name} has a page map of a bind that failed, so this driver can't take it")
-        device.stale = True
+        try:
+            return self._map(device)
+        except HotplugError:
+            device.stale = True
+            raise
+
+    def _map(self, device: DevDax) -> contextlib.ExitStack:
+        memory = self.machine.device_memory
         with contextlib.ExitStack() as undo:
             for one in device.ranges:
                 undo.callback(self.machine.iomem.release, self._claim(device, one.start, one.size))
-            memory = self.machine.device_memory
             for one in device.ranges:
                 undo.callback(memory.memunmap_pages, memory.memremap_pages(device.region.numa_node, one.start, one.size))
-            device.stale = False
             return undo.pop_all()
 
     def _claim(self, device: DevDax, start: int, size: int) -> Resource:
@@ -157,9 +162,7 @@ class DaxBus:
             self._claim(number, start, end - start)
             region = DaxRegion(self._machine, number, start, end - start, nid, self._nearest(nid))
             self.regions = (*self.regions, region)
-            device = region.make(self._minor())
-            device.append(region.start, region.end)
-            self._come(device)
+            region.make(self._make).append(region.start, region.end)
         if ranges:
             for driver in (DeviceDaxDriver(self._machine), KmemDriver(self._machine)):
                 self.drivers[driver.name] = driver
@@ -185,73 +188,77 @@ class DaxBus:
 
     def create(self, region: DaxRegion) -> DevDax:
         """Make a device of a region; it has nothing yet. Raises as :meth:`DaxRegion.create`."""
-        with self._lock:
-            return region.create(self._minor(), self._come)
+        return region.create(self._make)
 
     def delete(self, region: DaxRegion, name: str) -> None:
         """Delete a device that has nothing. Raises as :meth:`DaxRegion.delete`."""
+        region.delete(sysfs_word(name), self._go)
+
+    def _make(self, region: DaxRegion, number: int) -> DevDax:
         with self._lock:
-            region.delete(sysfs_word(name), self._go)
-
-    def _minor(self) -> int:
-        taken = {device.minor for device in self._devices}
-        return next(number for number in range(len(taken) + 1) if number not in taken)
-
-    def _come(self, device: DevDax) -> None:
-        self._devices = (*self._devices, device)
+            taken = {device.minor for device in self._devices}
+            minor = next(number for number in range(len(taken) + 1) if number not in taken)
+            device = DevDax(self._machine, region, number, minor)
+            self._devices = (*self._devices, device)
         self.emit("add", device)
+        return device
 
     def _go(self, device: DevDax) -> None:
-        self._devices = tuple(other for other in self._devices if other is not device)
+        with self._lock:
+            self._devices = tuple(other for other in self._devices if other is not device)
         self.emit("remove", device)
 
     # -- drivers and devices
 
     @ending_request()
-    def bind(self, driver: DaxDriver, name: str) -> None:
-        """Let a driver take a device (its file ``bind``).
+    def bind(self, driver: DaxDriver | str, name: str) -> None:
+        """Let a driver, or that of the name, take a device (its file ``bind``).
 
         Raises:
             HotplugError: ENODEV, no such device, or not one for this driver; EBUSY, a driver has it; ENXIO, it has no memory; or
                 what :meth:`DaxDriver.probe` raises.
         """
-        device = self._named(name)
-        if not driver.matches(device):
-            raise HotplugError(errno.ENODEV, f"{driver.name} was not told of {device.name} (new_id)")
-        self._probe(driver, device)
+        taker, device = self._driver(driver), self._named(name)
+        if not taker.matches(device):
+            raise HotplugError(errno.ENODEV, f"{taker.name} was not told of {device.name} (new_id)")
+        self._probe(taker, device)
 
     @ending_request()
-    def unbind(self, driver: DaxDriver, name: str) -> None:
+    def unbind(self, driver: DaxDriver | str, name: str) -> None:
         """Take a device from a driver (its file ``unbind``).
 
         Raises:
             HotplugError: ENODEV, no such device, or this driver does not have it.
         """
-        device = self._named(name)
+        giver, device = self._driver(driver), self._named(name)
         with device.device_lock:
-            if device.driver != driver.name:
-                raise HotplugError(errno.ENODEV, f"{driver.name} does not have {device.name}")
-            driver.remove(device.bound)
+            if device.driver != giver.name:
+                raise HotplugError(errno.ENODEV, f"{giver.name} does not have {device.name}")
+            giver.remove(device.bound)
             device.driver, device.bound = "", None
             self.emit("unbind", device)
 
     @ending_request()
-    def new_id(self, driver: DaxDriver, name: str) -> None:
+    def new_id(self, driver: DaxDriver | str, name: str) -> None:
         """Tell a driver of a device, and let it take all that it can have now; what it can't take is no error.
 
         Raises:
             InvalidInput: no name of a dax device.
         """
-        driver.ids = driver.ids | {_id_of(name)}
-        self._attach(driver)
+        told = self._driver(driver)
+        with self._lock:
+            told.ids = told.ids | {_id_of(name)}
+        self._attach(told)
 
-    def remove_id(self, driver: DaxDriver, name: str) -> None:
+    def remove_id(self, driver: DaxDriver | str, name: str) -> None:
         """Tell a driver that a device is not for it; one that it has it keeps.
 
         Raises:
             InvalidInput: no name of a dax device.
         """
-        driver.ids = driver.ids - {_id_of(name)}
+        told = self._driver(driver)
+        with self._lock:
+            told.ids = told.ids - {_id_of(name)}
 
     @ending_request()
     def rescan(self, name: str) -> None:
@@ -265,6 +272,7 @@ class DaxBus:
             if driver.matches(device):
                 with contextlib.suppress(HotplugError):
                     self._probe(driver, device)
+                    return
 
     def _attach(self, driver: DaxDriver) -> None:
         for device in self._devices:
@@ -286,7 +294,15 @@ class DaxBus:
                 device.region.seed = None
             self.emit("bind", device)
 
+    def _driver(self, value: DaxDriver | str) -> DaxDriver:
+        found = value if isinstance(value, DaxDriver) else self.drivers.get(value)
+        if found is None:
+            raise InvalidInput(value, "driver", f"one of {', '.join(self.drivers) or 'none: nothing is soft-reserved'}")
+        return found
+
     def _named(self, name: str) -> DevDax:
+        if not isinstance(name, str):
+            raise InvalidInput(name, "dax device", "its name, such as dax0.0")
         device = self.find(sysfs_word(name))
         if device is None:
             raise HotplugError(errno.ENODEV, f"the bus has no device {name!r}")
@@ -307,8 +323,13 @@ class DaxBus:
         self._machine.uevents.emit(action, path, keys, subsystem="dax")
 
 
+def _as_int(text: str) -> int:
+    # As %d of sscanf() and sprintf(): what does not fit comes back as another number.
+    return (int(text) + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
 def _id_of(text: str) -> str:
     name = sysfs_word(text)
-    if not _ID.fullmatch(name) or name != "dax{}.{}".format(*map(int, name[3:].split("."))):
+    if not _ID.fullmatch(name) or name != "dax{}.{}".format(*map(_as_int, name[3:].split("."))):
         raise InvalidInput(text, "new_id", "the name of a dax device, such as dax0.0")
     return name

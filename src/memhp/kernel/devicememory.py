@@ -66,9 +66,7 @@ class DeviceMemory:
             for resource in machine.iomem
         ):
             raise HotplugError(errno.ENXIO, f"a part of {start:#x} + {size:#x} bytes is System RAM")
-        other = self.overlapping(start, size)
-        if other is not None:
-            raise HotplugError(errno.ENOMEM, f"{start:#x} + {size:#x} bytes: device memory {other} is there")
+        self._check_free(start, size)
         online = machine.node_states[NodeState.N_ONLINE]
         if nid not in online:
             raise HotplugError(errno.EINVAL, f"node {nid!r} is not online; online are {format_ids(online)}")
@@ -76,9 +74,15 @@ class DeviceMemory:
             raise HotplugError(errno.EINVAL, f"{start:#x} + {size:#x} bytes: not whole units of 2 MiB that can be mapped")
         made = PageMap(nid, start, size, private)
         with machine.mem_hotplug():
+            self._check_free(start, size)  # somebody may have been faster
             _enter(machine, made)
             self._maps = tuple(sorted([*self._maps, made], key=lambda one: one.start))
         return made
+
+    def _check_free(self, start: int, size: int) -> None:
+        other = self.overlapping(start, size)
+        if other is not None:
+            raise HotplugError(errno.ENOMEM, f"{start:#x} + {size:#x} bytes: device memory {other} is there")
 
     def memunmap_pages(self, pagemap: PageMap) -> None:
         """Take the pages away again. The zone's span stays: Linux never shrinks that of ZONE_DEVICE, so its node stays too.
@@ -88,7 +92,7 @@ class DeviceMemory:
         """
         if not any(one is pagemap for one in self._maps):
             raise InvalidInput(str(pagemap), "memunmap_pages", "device memory that is there")
-        with self._machine.mem_hotplug():
+        with self._machine.mem_hotplug(interruptible=False):
             self._maps = tuple(one for one in self._maps if one is not pagemap)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
 from memhp.kernel.zones import NodeState, Zone, ZoneType
+from memhp.locking import Mutex
 from memhp.units import format_ids, whole_number
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class MemoryGroups:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._groups: dict[int, MemoryGroup] = {}
+        self._lock = Mutex("memory_groups", machine.dep, interruptible=False)
 
     def __iter__(self) -> Iterator[MemoryGroup]:
         return iter([group for _, group in sorted(self._groups.items())])
@@ -105,8 +107,9 @@ class MemoryGroups:
         possible = self._machine.node_states[NodeState.N_POSSIBLE]
         if whole_number(nid, "nid", "the number of a node") not in possible:
             raise HotplugError(errno.EINVAL, f"node {nid!r} is not possible on this machine; possible are {format_ids(possible)}")
-        mgid = next(number for number in range(len(self._groups) + 1) if number not in self._groups)
-        self._groups = {**self._groups, mgid: MemoryGroup(mgid, nid, max_pages=max_pages, unit_pages=unit_pages)}
+        with self._lock:
+            mgid = next(number for number in range(len(self._groups) + 1) if number not in self._groups)
+            self._groups = {**self._groups, mgid: MemoryGroup(mgid, nid, max_pages=max_pages, unit_pages=unit_pages)}
         return mgid
 
     def unregister(self, mgid: int) -> None:
@@ -115,12 +118,13 @@ class MemoryGroups:
         Raises:
             HotplugError: EINVAL, there is no such group; EBUSY, it has blocks.
         """
-        group = self.find(mgid)
-        if group is None:
-            raise HotplugError(errno.EINVAL, f"there is no memory group {mgid!r}")
-        if group.blocks:
-            raise HotplugError(errno.EBUSY, f"memory group {mgid} has blocks {format_ids(group.blocks)}")
-        self._groups = {number: other for number, other in self._groups.items() if number != mgid}
+        with self._lock:
+            group = self.find(mgid)
+            if group is None:
+                raise HotplugError(errno.EINVAL, f"there is no memory group {mgid!r}")
+            if group.blocks:
+                raise HotplugError(errno.EBUSY, f"memory group {mgid} has blocks {format_ids(group.blocks)}")
+            self._groups = {number: other for number, other in self._groups.items() if number != mgid}
 
     def drop(self, mgid: int) -> None:
         """Take a driver's group away; as in Linux it stays, silently but for the log, if somebody else's memory is in it."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memhp.errors import HotplugError, InvalidInput
+from memhp.locking import Lockdep, Mutex
 from memhp.units import whole_number
 
 __all__ = ["SYSTEM_RAM", "Iomem", "Resource", "ResourceName"]
@@ -57,7 +58,8 @@ class Resource:
 class Iomem:
     """The tree of claimed ranges. Iterate over it for all of them, in the order of /proc/iomem; print it for that file."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dep: Lockdep | None = None) -> None:
+        self._lock = Mutex("resource_lock", dep, interruptible=False)
         self.size = size
         """Bytes of addresses that there are."""
         self._root = Resource(0, size - 1, "", busy=False)
@@ -85,7 +87,12 @@ class Iomem:
         wanted = Resource(start, start + size - 1, name, busy)
         if wanted.end >= self.size:
             raise HotplugError(errno.EEXIST, f"{wanted} is beyond the addresses that this CPU has, which end at {self.size:#x}")
-        parent = self._root
+        with self._lock:
+            self._insert(wanted)
+        return wanted
+
+    def _insert(self, wanted: Resource) -> None:
+        parent, start = self._root, wanted.start
         while True:
             conflict = next((child for child in parent.children if child.start <= wanted.end and start <= child.end), None)
             if conflict is None:
@@ -95,13 +102,13 @@ class Iomem:
             parent = conflict
         # A new tuple each time: changing one in place would show half of it to whoever looks.
         parent.children = tuple(sorted([*parent.children, wanted], key=lambda resource: resource.start))
-        return wanted
 
     def release(self, resource: Resource) -> None:
         """Give back a claim, with what is inside of it."""
-        parent = self._parent_of(resource)
-        if parent is not None:
-            parent.children = tuple(other for other in parent.children if other is not resource)
+        with self._lock:
+            parent = self._parent_of(resource)
+            if parent is not None:
+                parent.children = tuple(other for other in parent.children if other is not resource)
 
     def release_adjustable(self, start: int, size: int) -> bool:
         """Cut a range out of the one claim that contains it; False, and nothing done, if none does.
@@ -109,7 +116,10 @@ class Iomem:
         A range over several claims therefore leaves them all behind (``release_mem_region_adjustable``; observed on 6.1
         and 6.12).
         """
-        end = start + size - 1
+        with self._lock:
+            return self._cut_out(start, start + size - 1)
+
+    def _cut_out(self, start: int, end: int) -> bool:
         parent = self._root
         while True:
             found = next((child for child in parent.children if child.start <= start and end <= child.end), None)
@@ -129,6 +139,10 @@ class Iomem:
 
         (``merge_system_ram_resource``, ``system_ram_resources_mergeable``.)
         """
+        with self._lock:
+            return self._merge(resource)
+
+    def _merge(self, resource: Resource) -> Resource:
         resource.mergeable = True
         parent = self._parent_of(resource)
         row = list(parent.children) if parent is not None else [resource]

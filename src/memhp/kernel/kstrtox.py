@@ -11,17 +11,29 @@ from memhp.errors import HotplugError, InvalidInput
 __all__ = ["kstrtoint", "kstrtoull"]
 
 
-def kstrtoull(text: str, where: str, bits: int = 64) -> int:
-    """Read an unsigned number of so many bits.
+_HEX = re.compile(r"\+?(?:0[xX])?([0-9a-fA-F]+)\n?")
+_SHOWN = 40
+
+
+def kstrtoull(text: str, where: str, bits: int = 64, *, base: int = 0) -> int:
+    """Read an unsigned number of so many bits, with base auto or 16.
 
     Raises:
         HotplugError: ERANGE, it does not fit.
         InvalidInput: not such a number.
     """
-    number = parse_uint(text.partition("\0")[0], where)
+    word = text.partition("\0")[0]
+    number = _hexadecimal(word, where) if base == 16 else parse_uint(word, where)
     if number >= 1 << bits:
-        raise HotplugError(errno.ERANGE, f"{where}: {number} does not fit in {bits} bits")
+        raise HotplugError(errno.ERANGE, f"{where}: {word[:_SHOWN]!r} does not fit in {bits} bits")
     return number
+
+
+def _hexadecimal(text: str, where: str) -> int:
+    match = _HEX.fullmatch(text)
+    if match is None:
+        raise InvalidInput(text, where, "a hexadecimal number")
+    return int(match[1], 16)
 
 
 def kstrtoint(text: str, where: str, bits: int = 32) -> int:
@@ -40,5 +52,5 @@ def kstrtoint(text: str, where: str, bits: int = 32) -> int:
         raise HotplugError(errno.EINVAL, f"{text!r} is no value for {where}; expected {error.expected}") from None
     number = -number if text[0] == "-" else number
     if not -(1 << bits - 1) <= number < 1 << bits - 1:
-        raise HotplugError(errno.ERANGE, f"{where}: {text} does not fit in {bits} bits")
+        raise HotplugError(errno.ERANGE, f"{where}: {text[:_SHOWN]!r} does not fit in {bits} bits")
     return number

@@ -75,8 +75,6 @@ def plan_from_spec(
     ranges = _lay_out(specs)
     kept = soft_ranges(specs, soft_reserved)
     memory = _without(_without_tables(ranges, acpi_tables), [(start, end) for _, start, end in kept])
-    if not memory:
-        raise InvalidInput(soft_reserved, "soft_reserved", "less than all memory")
     size = _block_size(block_size, max(end for _, _, end in memory), hypervisor=hypervisor)
     begin = room_start(max(end for _, _, end in ranges), size)
     plan = Plan(
@@ -142,8 +140,10 @@ def _soft_range(ranges: list[Part], given: object, where: str) -> Part:
         raise InvalidInput(given, where, "a range with at and size")
     start, size = parse_size(given[0], f"{where}: at"), parse_size(given[1], f"{where}: size")
     for name, value in (("at", start), ("size", size)):
-        if value % SUBSECTION_SIZE or (name == "size" and not value):
-            raise InvalidInput(f"{value:#x}", f"{where}: {name}", f"a multiple of {format_size(SUBSECTION_SIZE)}")
+        if value % SUBSECTION_SIZE or value < SUBSECTION_SIZE:
+            # The first MiB is not RAM throughout.
+            expected = f"a multiple of {format_size(SUBSECTION_SIZE)}, at least that much"
+            raise InvalidInput(given[name == "size"], f"{where}: {name}", expected)
     for nid, first, end in ranges:
         if first <= start and start + size <= end:
             return nid, start, start + size

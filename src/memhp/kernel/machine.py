@@ -115,7 +115,7 @@ class Machine(Lookup):
         self.blocks: dict[int, MemoryBlock] = {}
         self.nodes: dict[int, Node] = {}
         self.node_states: dict[NodeState, set[int]] = {state: set() for state in NodeState}
-        self.iomem = Iomem(1 << plan.physical_bits)
+        self.iomem = Iomem(1 << plan.physical_bits, self.dep)
         self.mappable = 1 << (52 if plan.five_level_paging else 46)
         """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
         self.firmware_map = FirmwareMap()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
 from memhp.locking.switch import ending_request
+from memhp.units import whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.cpus import Cpu
@@ -44,11 +45,11 @@ class Sockets:
             HotplugError: EINVAL, no such socket; EEXIST, there is a CPU in it.
         """
         machine = self._machine
-        if number not in range(machine.cpus.at_boot + len(self._nodes)):
+        if whole_number(number, "socket", "the number of a socket") not in range(machine.cpus.at_boot + len(self._nodes)):
             raise HotplugError(errno.EINVAL, f"there is no socket {number}")
-        if number not in self._nodes or number in self._taken:
-            raise HotplugError(errno.EEXIST, f"there is a CPU in socket {number}")
         with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
+            if number not in self._nodes or number in self._taken:
+                raise HotplugError(errno.EEXIST, f"there is a CPU in socket {number}")
             cpu = self._taken[number] = machine.cpus.hot_add(self._cpu_number(number), self._nodes[number])
         return cpu
 
@@ -65,9 +66,10 @@ class Sockets:
             HotplugError: ENODEV, none was put in there; EBUSY, it is the last one that is online.
         """
         machine = self._machine
-        if number not in self._taken:
-            raise HotplugError(errno.ENODEV, f"no CPU was put into socket {number}")
+        whole_number(number, "socket", "the number of a socket")
         with ending_request(), machine.locks.device_hotplug, machine.locks.acpi_scan:
+            if number not in self._taken:
+                raise HotplugError(errno.ENODEV, f"no CPU was put into socket {number}")
             machine.cpus.cpu_device_down(self._taken[number])
             machine.cpus.hot_remove(self._taken[number])
             del self._taken[number]

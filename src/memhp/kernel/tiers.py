@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from memhp.kernel.uevents import Uevents
 from memhp.kernel.zones import Node
+from memhp.locking import Mutex
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -24,61 +25,79 @@ _log = logging.getLogger("memhp.kernel")
 
 
 class MemoryTiers:
-    """The tiers of one machine; iterate over ``nodes`` for the nodes of each, by the tier's number."""
+    """The tiers of one machine.
+
+    Attributes:
+        nodes: the nodes of each tier, by its number.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._uevents: Uevents = machine.uevents
+        self._forgets_any = machine.rules.value.drivers_since_6_12
+        self._lock = Mutex("memory_tier_lock", machine.dep, interruptible=False)
         self._kinds: dict[int, int] = {}
-        self._claims: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
         self.nodes: dict[int, frozenset[int]] = {}
 
     def boot(self, nodes: list[Node]) -> None:
         """Put the nodes that have memory at boot into the tier of DRAM."""
         for node in nodes:
-            self._kinds[node.nid] = DRAM
+            self._count(node.nid, DRAM)
         if nodes:
             self.nodes = {DRAM: frozenset(node.nid for node in nodes)}
 
     def claim_slow(self, nid: int) -> None:
-        """Note that a driver adds slow memory to a node (``init_node_memory_type``); that of a node with DRAM stays DRAM."""
-        if self._kinds.setdefault(nid, SLOW) == SLOW:
-            self._claims[nid] = self._claims.get(nid, 0) + 1
+        """Note that a driver adds slow memory to a node (``init_node_memory_type``); a node that has a kind keeps it."""
+        with self._lock:
+            self._count(nid, SLOW)
 
-    def release_slow(self, nid: int) -> None:
-        """Note that a driver has taken all of its slow memory away (``clear_node_memory_type``).
+    def release_slow(self, nid: int, *, failed: bool = False) -> None:
+        """Note that a driver has taken all of its slow memory away, or has ``failed`` to add it (``clear_node_memory_type``).
 
-        If the node has other memory still, both kernels then crash when that goes offline, with locks held (observed); here
-        the node leaves its tier as it should.
+        6.12 counts down whatever kind the node has, if the driver has not failed. If nothing is counted any more, the kind is
+        forgotten; if the node has memory then, real kernels crash when the last of it goes offline, with locks held (observed);
+        here the node leaves its tier as it should.
         """
-        if self._kinds.get(nid) != SLOW:
-            return
-        self._claims[nid] -= 1
-        if not self._claims[nid]:
-            if nid in self.nodes.get(SLOW, ()):
+        with self._lock:
+            kind = self._kinds.get(nid)
+            if kind is None or (kind != SLOW and (failed or not self._forgets_any)):
+                return
+            if self.forgets_used(nid):
                 _log.warning("node %d: a real kernel has forgotten its memory's kind now, and would crash at MEM_OFFLINE", nid)
-            del self._kinds[nid]
+            self._counts[nid] -= 1
+            if not self._counts[nid]:
+                del self._kinds[nid]
 
     def forgets_used(self, nid: int) -> bool:
         """Say whether the next :meth:`release_slow` would make a real kernel crash later."""
-        return self._claims.get(nid) == 1 and nid in self.nodes.get(SLOW, ())
+        counted = self._forgets_any or self._kinds.get(nid) == SLOW
+        return counted and self._counts.get(nid) == 1 and any(nid in members for members in self.nodes.values())
 
     def online(self, nid: int) -> None:
-        """A node has its first memory."""
-        tier = self._kinds.setdefault(nid, DRAM)
-        if tier not in self.nodes:
-            self._emit("add", tier)
-        self.nodes = {**self.nodes, tier: self.nodes.get(tier, frozenset()) | {nid}}
+        """Let a node in that has its first memory."""
+        with self._lock:
+            self._count(nid, DRAM)
+            tier = self._kinds[nid]
+            if tier not in self.nodes:
+                self._emit("add", tier)
+            self.nodes = {**self.nodes, tier: self.nodes.get(tier, frozenset()) | {nid}}
 
     def offline(self, nid: int) -> None:
-        """A node has lost its last memory."""
-        for tier, members in self.nodes.items():
-            if nid in members:
-                left = members - {nid}
-                others = {number: nodes for number, nodes in self.nodes.items() if number != tier}
-                self.nodes = {**others, tier: left} if left else others
-                if not left:
-                    self._emit("remove", tier)
+        """Let a node go that has lost its last memory."""
+        with self._lock:
+            tier = next((tier for tier, members in self.nodes.items() if nid in members), None)
+            if tier is None:
                 return
+            others = {number: members for number, members in self.nodes.items() if number != tier}
+            left = self.nodes[tier] - {nid}
+            self.nodes = {**others, tier: left} if left else others
+            if not left:
+                self._emit("remove", tier)
+
+    def _count(self, nid: int, kind: int) -> None:
+        # Only who has the node's kind is counted (__init_node_memory_type()).
+        if self._kinds.setdefault(nid, kind) == kind:
+            self._counts[nid] = self._counts.get(nid, 0) + 1
 
     def _emit(self, action: str, tier: int) -> None:
         self._uevents.emit(action, f"/devices/virtual/memory_tiering/memory_tier{tier}", subsystem="memory_tiering")

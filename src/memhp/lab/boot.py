@@ -20,10 +20,9 @@ from typing import NamedTuple, Self
 
 from memhp.errors import GuestFailed, InvalidInput
 from memhp.kernel import NodeSpec
-from memhp.kernel.layout import soft_ranges
 from memhp.lab.guest import Guest, Hears
 from memhp.lab.kernels import Kernel, find_kernel, userland
-from memhp.lab.qemu import HIGH, Shape, VirtioMem
+from memhp.lab.qemu import Shape, VirtioMem, soft_reserved_of
 from memhp.lab.rootfs import Addition, shell_root
 from memhp.units import format_size, parse_size
 
@@ -55,8 +54,9 @@ class Session:
     Args:
         kernel: ``6.1``, ``6.12``, ``VMLINUZ[:MODULES_DIR]`` (a path with a slash), or a kernel.
         nodes: memory of each node at boot, as in a scenario: ``"512MiB"``, 0, or a mapping with ``memory`` and ``cpus``.
-        shape: the whole machine, in place of ``nodes``, ``virtio`` and ``parameters``.
+        shape: the whole machine, in place of ``nodes``, ``virtio``, ``soft_reserved`` and ``parameters``.
         virtio: its virtio-mem devices.
+        soft_reserved: ranges (start, size) of its memory, from 4 GiB on, that are dax devices.
         parameters: added to the kernel's command line.
         modules: of the kernel, for ``modprobe`` in the guest.
         add: files and directories of this machine, and their paths in the guest.
@@ -78,6 +78,7 @@ class Session:
         *,
         shape: Shape | None = None,
         virtio: Sequence[VirtioMem] = (),
+        soft_reserved: Sequence[tuple[int, int]] = (),
         parameters: str = "",
         modules: Sequence[str] = (),
         add: Iterable[Addition] = (),
@@ -87,7 +88,7 @@ class Session:
         terminal: str = "linux",
     ) -> None:
         found = find_kernel(kernel) if isinstance(kernel, str) else kernel
-        self.shape = shape or make_shape(nodes, virtio=virtio, parameters=parameters)
+        self.shape = shape or make_shape(nodes, virtio=virtio, soft_reserved=soft_reserved, parameters=parameters)
         root = shell_root(
             userland(), found, shell=shell, drivers=self.shape.drivers, modules=modules, additions=add, terminal=terminal
         )
@@ -215,11 +216,7 @@ def make_shape(
     devices = tuple(_checked(device, number, len(specs)) for number, device in enumerate(virtio))
     if devices and "memhp_default_state=" not in parameters:
         parameters = f"{parameters} memhp_default_state=online_movable".strip()
-    kept = tuple((start, end - start) for _, start, end in soft_ranges(specs, soft_reserved, "--soft-reserved"))
-    if kept and kept[0][0] < HIGH:
-        raise InvalidInput(
-            f"{kept[0][0]:#x}", "--soft-reserved", "addresses from 4 GiB on, where a guest with more than 3 GiB has RAM"
-        )
+    kept = soft_reserved_of(specs, soft_reserved, "--soft-reserved")
     return Shape(specs, parameters, slots, parse_size(room, "--room") if slots else 0, devices, kept)
 
 
@@ -270,7 +267,9 @@ def read_soft_reserved(text: str) -> tuple[int, int]:
     Raises:
         InvalidInput: it is not of that form.
     """
-    place, _, size = text.partition(":")
+    place, colon, size = text.partition(":")
+    if not colon:
+        raise InvalidInput(text, "--soft-reserved", "AT:SIZE, as in 4GiB:1GiB")
     return parse_size(place, "--soft-reserved"), parse_size(size, "--soft-reserved")
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from memhp.errors import ScenarioError
+from memhp.errors import InvalidInput, ScenarioError
 from memhp.events import MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MemoryAction
 from memhp.kernel import NodeSpec
-from memhp.lab.qemu import HIGH, Shape
+from memhp.lab.qemu import Shape, soft_reserved_of
 from memhp.notifier import NOTIFY_OK, notifier_from_errno
 from memhp.scenario.model import CallbackSpec, Reaction, Scenario, Step, answer_name
 from memhp.scenario.reader import Value, read_yaml
@@ -166,12 +166,10 @@ def _nodes(given: dict[str, Any], where: _Where) -> tuple[NodeSpec, ...]:
 
 
 def _soft_reserved(given: dict[str, Any], where: _Where) -> tuple[tuple[int, int], ...]:
-    ranges = [(parse_size(one["at"]), parse_size(one["size"])) for one in given.get("soft_reserved", ())]
-    for start, _ in ranges:
-        if start < HIGH:
-            expected = "ranges from 4 GiB on for a guest, because QEMU puts what it boots below"
-            where.refuse(f"{start:#x}", where.line("machine", "soft_reserved"), expected, "machine: soft_reserved")
-    return tuple(sorted(ranges))
+    try:
+        return soft_reserved_of([NodeSpec.of(node, "nodes") for node in given["nodes"]], given.get("soft_reserved", ()))
+    except InvalidInput as error:
+        where.refuse(error.value, where.line("machine", "soft_reserved"), error.expected, "machine: soft_reserved")
 
 
 def _room(given: dict[str, Any], where: _Where) -> int:

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memhp.errors import InvalidInput
 from memhp.kernel import NodeSpec
+from memhp.kernel.layout import soft_ranges
 from memhp.lab.modules import DAX_DRIVERS, VIRTIO_DRIVERS
 from memhp.scenario.model import VirtioMem
 from memhp.units import format_size
 
-__all__ = ["HIGH", "QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"]
+__all__ = ["QEMU", "Shape", "VirtioMem", "command_line", "cpus_of", "sockets_of"]
 
 QEMU = "qemu-system-x86_64"
-HIGH = 4 << 30
-"""Where memory can be soft-reserved: QEMU puts what it boots below."""
+_HIGH = 4 << 30
 _BOOT = "console=ttyS0 loglevel=4 panic=-1 nokaslr"
 """A panic ends the guest (with -no-reboot) rather than leave it standing."""
 _GUEST_OF_VMWARE = ("-cpu", "max,-hypervisor", "-smbios", "type=1,serial=VMware,product=Standard PC (i440FX,, 1996)")
@@ -129,6 +130,21 @@ def _virtio(device: VirtioMem) -> list[str]:
     if device.block:
         text += f",block-size={device.block}"
     return ["-object", f"memory-backend-ram,id=mem-{device.name},size={device.size},reserve=off", "-device", text]
+
+
+def soft_reserved_of(nodes: Sequence[NodeSpec], given: object, where: str = "soft_reserved") -> tuple[tuple[int, int], ...]:
+    """Give the ranges (start, size) of a guest's memory that are to be soft-reserved, by address.
+
+    Raises:
+        InvalidInput: as :func:`memhp.kernel.layout.soft_ranges`; or one is below 4 GiB, where QEMU puts what it boots.
+    """
+    kept = tuple((start, end - start) for _, start, end in soft_ranges(nodes, given, where))
+    if kept and kept[0][0] < _HIGH:
+        expected = (
+            "ranges from 4 GiB on for a guest, because QEMU puts what it boots below (RAM is there if it has more than 3 GiB)"
+        )
+        raise InvalidInput(f"{kept[0][0]:#x}", where, expected)
+    return kept
 
 
 def cpus_of(shape: Shape) -> list[int]:

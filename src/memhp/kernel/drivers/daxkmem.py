@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from memhp.errors import HotplugError
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.iomem import Resource, ResourceName
+from memhp.locking import current
 from memhp.locking.switch import ending_request
 from memhp.units import PAGE_SHIFT, whole_number
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DaxKmem"]
 
+T = TypeVar("T")
 _log = logging.getLogger("memhp.kernel")
 _NAME = ResourceName("System RAM (kmem)")
 
@@ -69,27 +72,28 @@ class DaxKmem:
             raise HotplugError(errno.EINVAL, message)
         self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
         self._machine.tiers.claim_slow(self._nid)
-        mapped: list[Resource] = []
         for start, size in ranges:
-            try:
-                mapped.append(self._add(start, size))
-            except HotplugError as error:
-                if mapped:
-                    _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
-                    continue
-                self._let_go()
-                raise
-            except BaseException:
-                if not mapped:
-                    self._let_go()
-                raise
-            self.claims.append(mapped[-1])
+            self._use(start, size)
 
-    def _let_go(self) -> None:
+    def _use(self, start: int, size: int) -> None:
+        try:
+            # A part of the device is memory already if this is not the first one; then Ctrl-C waits for the rest.
+            add = functools.partial(self._add, start, size)
+            self.claims.append(_insist(add) if self.claims else add())
+        except HotplugError as error:
+            if not self.claims:
+                self._let_go(failed=True)
+                raise
+            _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
+        except BaseException:
+            self._let_go(failed=True)
+            raise
+
+    def _let_go(self, *, failed: bool = False) -> None:
         mgid, self._group = self._group, None
         if mgid is not None:
             self._machine.groups.drop(mgid)
-            self._machine.tiers.release_slow(self._nid)
+            self._machine.tiers.release_slow(self._nid, failed=failed)
 
     def _aligned(self, start: int, size: int) -> tuple[int, int]:
         block = self._machine.block_size
@@ -121,7 +125,7 @@ class DaxKmem:
         removed = 0
         for claim in self.claims.copy():
             try:
-                self._machine.remove_memory(claim.start, claim.size)
+                _insist(functools.partial(self._machine.remove_memory, claim.start, claim.size))
             except HotplugError as error:
                 self.leaked = True
                 _log.warning("%s: %s can't be removed until the next boot: %s", self.name, claim, error)
@@ -131,3 +135,12 @@ class DaxKmem:
             removed += 1
         if removed == len(self._ranges):
             self._let_go()
+
+
+def _insist(act: Callable[[], T]) -> T:
+    # What is half done can't be left so: Ctrl-C is raised when the request is at its end.
+    while True:
+        try:
+            return act()
+        except KeyboardInterrupt as interrupt:
+            current().deferred = interrupt

@@ -229,14 +229,12 @@ def _remove_lmb(machine: Machine, lmb: Lmb) -> None:
 
 def _parse(text: str) -> tuple[str, str, list[int]]:
     # One blank apart, and what stands behind a request is ignored (dlpar_parse_id_type()).
-    match text.partition("\0")[0].split(" "):
-        case [resource, action, by, *rest] if (
-            sysfs_word(resource) == "memory" and sysfs_word(action) in _ACTIONS and len(rest) >= _NUMBERS.get(sysfs_word(by), 9)
-        ):
-            wanted = sysfs_word(by)
-        case _:
-            raise HotplugError(errno.EINVAL, f"{text!r} is no request; such as 'memory add count 2'")
+    words = text.partition("\0")[0].split(" ")
+    resource, action, by = (*map(sysfs_word, words[:3]), "", "", "")[:3]
+    count = _NUMBERS.get(by, 0)
+    if resource != "memory" or action not in _ACTIONS or not count or len(words) < 3 + count:
+        raise HotplugError(errno.EINVAL, f"{text!r} is no request; such as 'memory add count 2'")
     try:
-        return sysfs_word(action), wanted.replace("-", "_"), [kstrtoull(word, "dlpar", 32) for word in rest[: _NUMBERS[wanted]]]
+        return action, by.replace("-", "_"), [kstrtoull(word, "dlpar", 32) for word in words[3 : 3 + count]]
     except (HotplugError, InvalidInput) as error:
         raise HotplugError(errno.EINVAL, str(error)) from error

@@ -50,6 +50,8 @@ class Mode(Protocol):
     """Bytes that are plugged at once."""
     group_unit: int
     """Bytes of the unit of the device's memory group."""
+    left_over: bool
+    """Whether something that is wholly unplugged could not be removed, so that it has to be tried again (since 6.12)."""
 
     def plug(self, units: int) -> None:
         """Plug so many units, and add memory for them."""
@@ -185,6 +187,8 @@ class VirtioMem:
                 self.mode.plug(units)
             elif units < 0:
                 self.mode.unplug(-units)
+            if self.mode.left_over:
+                number = errno.EBUSY
         except HotplugError as error:
             number = error.errno or 0
         finally:

@@ -39,6 +39,7 @@ class BigBlocks:
         self._device = device
         self.unit = max(unit, device.machine.block_size)
         self.group_unit = self.unit
+        self.left_over = False
         first, last = -(-device.start // self.unit), (device.start + device.size) // self.unit
         self.states = dict.fromkeys(range(first, last), BigState.UNUSED)
         self._held: dict[int, dict[int, Allocation]] = {}
@@ -73,24 +74,33 @@ class BigBlocks:
         return all(state is BigState.UNUSED for state in self.states.values())
 
     def unplug(self, units: int) -> None:
-        """Take big blocks offline, remove and unplug them: those that are offline first, then movable ones, the highest first.
+        """Take big blocks offline, remove and unplug them: first offline ones, then movable ones, then all, the highest first.
+
+        Each round tries again what an earlier one could not have (``virtio_mem_bbm_unplug_request``).
 
         Raises:
             HotplugError: EBUSY, not as many could be had; or what the hypervisor raised.
         """
-        added = [number for number, state in self.states.items() if state is BigState.ADDED]
-        for number in sorted(added, key=lambda number: (self._rank(number), -number)):
-            if not units:
-                return
-            try:
-                self._out(number)
-            except HotplugError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                continue
-            units -= 1
+        for fits in (self._is_offline, self._is_movable, lambda number: True):
+            for number in self._added():
+                if not units:
+                    return
+                if fits(number) and self._tried(number):
+                    units -= 1
         if units:
             raise HotplugError(errno.EBUSY, f"{units} big blocks of {self.unit:#x} bytes can't be unplugged now")
+
+    def _added(self) -> list[int]:
+        return sorted((number for number, state in self.states.items() if state is BigState.ADDED), reverse=True)
+
+    def _tried(self, number: int) -> bool:
+        try:
+            self._out(number)
+        except HotplugError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     def _blocks(self, number: int) -> list[MemoryBlock]:
         machine = self._device.machine
@@ -98,12 +108,12 @@ class BigBlocks:
         found = [machine.blocks.get(first + n) for n in range(self.unit // machine.block_size)]
         return [block for block in found if block is not None]
 
-    def _rank(self, number: int) -> int:
-        blocks = self._blocks(number)
-        if all(block.state is BlockState.OFFLINE for block in blocks):
-            return 0
-        kinds = {zone.type for block in blocks for zone, _, _ in block.present}
-        return 1 if kinds <= {ZoneType.MOVABLE} else 2
+    def _is_offline(self, number: int) -> bool:
+        return all(block.state is BlockState.OFFLINE for block in self._blocks(number))
+
+    def _is_movable(self, number: int) -> bool:
+        # What is offline is in no zone that matters.
+        return {zone.type for block in self._blocks(number) for zone, _, _ in block.present} <= {ZoneType.MOVABLE}
 
     def _out(self, number: int) -> None:
         # First all pages, so that nothing is allocated there any more; only then the blocks.

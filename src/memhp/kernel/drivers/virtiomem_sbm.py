@@ -67,6 +67,9 @@ _TO_UNPLUG = (
 )
 """Which blocks lose memory first, as (state, whether partial)."""
 
+_TO_CLEAN_UP = (BlockState.MOVABLE, BlockState.KERNEL, BlockState.OFFLINE)
+"""Which blocks are tried again first, if they are wholly unplugged (``virtio_mem_cleanup_pending_mb``)."""
+
 
 class SubBlocks:
     """The device's memory blocks, and the sub-blocks of each."""
@@ -78,6 +81,7 @@ class SubBlocks:
         self.group_unit = size
         first, last = -(-device.start // size), (device.start + device.size) // size
         self.blocks = [Divided(BlockId(number), size // unit) for number in range(first, last)]
+        self.left_over = False
         # What the last block that went offline was before.
         self._left: tuple[BlockState, dict[int, Allocation]] = (BlockState.OFFLINE, {})
 
@@ -148,19 +152,16 @@ class SubBlocks:
         return mine.id * self._device.machine.block_size + number * self.unit, self.unit
 
     def clean_up(self) -> None:
-        """Unplug what could not be added; with the driver of 6.12 also remove what is wholly unplugged and could not go.
-
-        Raises:
-            HotplugError: EBUSY, such a block still can't go.
-        """
+        """Unplug what could not be added; then try again to remove what is wholly unplugged and could not go."""
         for mine in self.blocks:
             if mine.state is BlockState.PLUGGED:
                 self._unplug_whole(mine)
-        if self._device.machine.rules.value.drivers_since_6_12:
-            left = [mine for mine in self.blocks if mine.state is not BlockState.UNUSED and not mine.plugged]
-            gone = [self._let_go(mine) for mine in left]
-            if not all(gone):
-                raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
+        if self.left_over:
+            self.left_over = False
+            for state in _TO_CLEAN_UP:
+                for mine in self._in(state, partial=True):
+                    if not mine.plugged:
+                        self._let_go(mine)
 
     def withdraw(self) -> bool:
         """Remove blocks that are offline and partly plugged, which anybody could bring online whole from now on."""
@@ -183,16 +184,13 @@ class SubBlocks:
         Raises:
             HotplugError: EBUSY, not as much could be had; or what the hypervisor raised.
         """
-        stuck = False
         for state, partial in _TO_UNPLUG:
             for mine in reversed(self._in(state, partial=partial)):
                 if not units:
                     break
                 units -= self._unplug_some(mine, units)
-                if not mine.plugged and not self._let_go(mine):
-                    stuck = True
-        if stuck and self._device.machine.rules.value.drivers_since_6_12:
-            raise HotplugError(errno.EBUSY, "a memory block that is wholly unplugged can't be taken offline")
+                if not mine.plugged:
+                    self._let_go(mine)
         if units:
             raise HotplugError(errno.EBUSY, f"{units} sub-blocks of {self.unit:#x} bytes can't be unplugged now")
 
@@ -238,14 +236,14 @@ class SubBlocks:
             mine.plugged.discard(number)
         return True
 
-    def _let_go(self, mine: Divided) -> bool:
-        # Removes a block that nobody can use any more; if another callback refuses, it stays, and False is the answer.
+    def _let_go(self, mine: Divided) -> None:
+        # Removes a block that nobody can use any more; if another callback refuses, it stays, which 6.12 remembers.
         try:
             (self._device.offline_and_remove if mine.state in _ONLINE else self._device.remove)(*self._whole(mine))
         except HotplugError:
-            return False
+            self.left_over = self._device.machine.rules.value.drivers_since_6_12
+            return
         mine.state = BlockState.UNUSED
-        return True
 
     # -- pages of sub-blocks, while their block is online
 
