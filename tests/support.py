@@ -20,6 +20,8 @@ BLOCK = 128 * MIB
 MEMORY = "/sys/devices/system/memory"
 NODE = "/sys/devices/system/node"
 PARAMETERS = "/sys/module/memory_hotplug/parameters"
+TABLES = {"zone->lock", "resource_lock", "memory_groups", "memory_tier_lock"}
+"""Locks of one table each, which are held for a moment and under which nothing else is taken."""
 ALL = pytest.mark.parametrize("rules", list(Rules))
 """Under each of the rules."""
 

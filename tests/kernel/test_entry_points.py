@@ -13,7 +13,7 @@ import pytest
 from memhp import NOTIFY_OK, Machine, Rules
 from memhp.locking import Lockdep, switch
 from memhp.locking.switch import Op
-from support import BLOCK, GIB, MEMORY, write
+from support import BLOCK, GIB, MEMORY, TABLES, write
 
 OLD = (Rules.DOCUMENTED, Rules.LINUX_6_1)
 NEW = (Rules.LINUX_6_12,)
@@ -35,13 +35,13 @@ VERBS = {Op.ACQUIRE: "", Op.TRY_ACQUIRE: "try ", Op.READ_ACQUIRE: "read ", Op.TR
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note the class of each lock that is taken, where all of them pass, but for the allocator's."""
+    """Note the class of each lock that is taken, where all of them pass, but for those of one table."""
     seen: list[str] = []
     real = switch.point
 
     def point(op: Op, lock: switch.Waitable) -> None:
         lock_class = getattr(lock, "lock_class", "")
-        if op in VERBS and lock_class != "zone->lock":
+        if op in VERBS and lock_class not in TABLES:
             seen.append(f"{VERBS[op]}{SHORT.get(lock_class, lock_class)}")
         real(op, lock)
 

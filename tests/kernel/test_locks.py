@@ -27,6 +27,7 @@ from support import (
     BLOCK,
     GIB,
     MEMORY,
+    TABLES,
     Boot,
     Log,
     Running,
@@ -72,9 +73,6 @@ def op_of(thread: threading.Thread) -> tuple[str, Op]:
     assert waiter is not None
     return waiter.lock.name, waiter.op
 
-
-TABLES = {"zone->lock", "resource_lock", "memory_groups", "memory_tier_lock"}
-"""Locks of one table each, which are held for a moment and under which nothing else is taken."""
 
 CHANGE = ["cpu_hotplug_lock (read)", "mem_hotplug_lock (write)"]
 CHAIN = "memory_chain.rwsem (read)"
