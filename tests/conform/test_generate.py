@@ -76,7 +76,7 @@ def test_all_machines_and_all_kinds_of_steps_appear(tmp_path: Path) -> None:
     paths = Counter(
         path for file in files for path in ("/cpu/", "/eject", "hugepages", "hard_offline_page", *DAX) if path in file
     )
-    assert min(paths.values()) >= 3
+    assert min(paths.values()) >= 2
     assert len(paths) == 4 + len(DAX)
     assert results["ok"] >= 800
     assert {"EINVAL", "ENOENT", "EBUSY", "ENOMEM", "EPERM", "EEXIST", "ERANGE"} <= set(results)
