@@ -202,7 +202,7 @@ def forgets_that_device_dax_failed(patch: pytest.MonkeyPatch) -> None:
 
 def takes_slow_memory_for_dram(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryTiers, "claim_slow", lambda self, nid: None)
-    patch.setattr(MemoryTiers, "release_slow", lambda self, nid: None)
+    patch.setattr(MemoryTiers, "release_slow", lambda self, nid, failed=False: None)
 
 
 def keeps_the_seed_of_a_region(patch: pytest.MonkeyPatch) -> None:

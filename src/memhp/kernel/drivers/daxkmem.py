@@ -72,16 +72,17 @@ class DaxKmem:
             raise HotplugError(errno.EINVAL, message)
         self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
         self._machine.tiers.claim_slow(self._nid)
+        leaked = len(self.claims)
         for start, size in ranges:
-            self._use(start, size)
+            self._use(start, size, further=len(self.claims) > leaked)
 
-    def _use(self, start: int, size: int) -> None:
+    def _use(self, start: int, size: int, *, further: bool) -> None:
         try:
-            # A part of the device is memory already if this is not the first one; then Ctrl-C waits for the rest.
+            # A part of the device is memory already if this is a further range; then Ctrl-C waits for the rest.
             add = functools.partial(self._add, start, size)
-            self.claims.append(_insist(add) if self.claims else add())
+            self.claims.append(_insist(add) if further else add())
         except HotplugError as error:
-            if not self.claims:
+            if not further:
                 self._let_go(failed=True)
                 raise
             _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
