@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from memhp.conform.generate_dax import DaxSteps
-from memhp.conform.generate_devices import DeviceSteps
+from memhp.conform.generate_devices import DeviceSteps, Maker
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
 from memhp.kernel.acpi import Dimm
@@ -155,7 +154,7 @@ class _Generator:
         self.devices = DeviceSteps(self.random, self.machines, options, self._write, self._mark, self.used)
         self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used, self._follow)
         self.types = _TYPES_FOR_DRIVERS if "virtio_mem" in options or "soft_reserved" in options else _TYPES
-        self.kinds: tuple[tuple[int, Callable[[], dict[str, Any] | None]], ...] = (
+        self.kinds: tuple[tuple[int, Maker], ...] = (
             (3, self._plug),
             (3, self._unplug),
             (2, self._eject),
@@ -215,7 +214,7 @@ class _Generator:
         for machine in self.machines:
             self.used |= {block.id for block in machine.blocks.values() if _is_kernels(block)}
 
-    def _follow(self, makers: list[Callable[[], dict[str, Any] | None]]) -> None:
+    def _follow(self, makers: list[Maker]) -> None:
         self.devices.next = makers
 
     def _some_block(self, state: BlockState | None = None) -> MemoryBlock:

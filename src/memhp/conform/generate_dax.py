@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from memhp.conform.generate_devices import Maker, Step
 from memhp.kernel import BlockState, Machine
 from memhp.kernel.dax import DaxRegion, DevDax
 from memhp.kernel.drivers import DaxKmem
 
 __all__ = ["DaxSteps"]
-
-Step = dict[str, Any]
-Maker = Callable[[], Step | None]
 
 _BUS, _PLATFORM = "/sys/bus/dax", "/sys/devices/platform"
 _DRIVERS = ("kmem", "kmem", "kmem", "device_dax")

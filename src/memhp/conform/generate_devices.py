@@ -14,10 +14,11 @@ from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
 from memhp.units import parse_size
 
-__all__ = ["DeviceSteps"]
+__all__ = ["DeviceSteps", "Maker", "Step"]
 
 Step = dict[str, Any]
 Maker = Callable[[], Step | None]
+"""Makes a step, or says that it can't now."""
 
 _GOING_OFFLINE = "/sys/kernel/debug/notifier-error-inject/memory/actions/MEM_GOING_OFFLINE/error"
 _CPU_WORDS = ("0", "0", "0", "1", "1", "1", "on", "off\n", "yes", "2", "x", "")

@@ -94,13 +94,23 @@ class DevDax:
         return sum(one.size for one in self.ranges)
 
     @property
+    def path(self) -> str:
+        """Where it is below /sys."""
+        return f"/devices/platform/{self.region.name}/{self.name}"
+
+    @property
+    def unit(self) -> int:
+        """Bytes that a size must be a multiple of: its alignment, but memory is mapped in subsections of 2 MiB at the least."""
+        return max(self.align, SUBSECTION_SIZE)
+
+    @property
     def resource(self) -> int:
         """Where it begins, or its region if it has nothing."""
         return self.ranges[0].start if self.ranges else self.region.start
 
     def takes(self, size: int) -> bool:
-        """Say whether a size suits its alignment; memory is mapped in whole subsections of 2 MiB at the least."""
-        return size % max(self.align, SUBSECTION_SIZE) == 0
+        """Say whether a size suits its alignment."""
+        return size % self.unit == 0
 
     def set_align(self, align: int) -> None:
         """Align it otherwise.
@@ -124,8 +134,7 @@ class DevDax:
             HotplugError: EINVAL, not aligned; EBUSY, a driver has it; ENOSPC, not so much is free. Nothing was changed.
         """
         if whole_number(size, "size") < 0 or not self.takes(size):
-            unit = max(self.align, SUBSECTION_SIZE)
-            raise HotplugError(errno.EINVAL, f"{self.name}: {size:#x} bytes are no multiple of {unit:#x}")
+            raise HotplugError(errno.EINVAL, f"{self.name}: {size:#x} bytes are no multiple of {self.unit:#x}")
         with self.region.device_lock, self.device_lock:
             self._check_idle()
             more = size - self.size

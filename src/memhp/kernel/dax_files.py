@@ -58,7 +58,7 @@ def dax_device_directory(machine: Machine, place: tuple[str, ...]) -> Directory 
 
 
 def _link_to(device: DevDax) -> str:
-    return f"../../../devices/platform/{device.region.name}/{device.name}"
+    return f"../../..{device.path}"
 
 
 # -- the bus and its drivers
@@ -185,8 +185,7 @@ def _show_uevent(machine: Machine, device: DevDax) -> str:
 
 
 def _store_uevent(machine: Machine, device: DevDax, text: str) -> None:
-    path = f"/devices/platform/{device.region.name}/{device.name}"
-    store_uevent(machine, path, "dax", text, machine.dax.keys(device))
+    store_uevent(machine, device.path, "dax", text, machine.dax.keys(device))
 
 
 _DEVICE_FILES = {

@@ -316,11 +316,10 @@ class DaxBus:
 
     def emit(self, action: str, device: DevDax) -> None:
         """Send a uevent for a device."""
-        path = f"/devices/platform/{device.region.name}/{device.name}"
         keys = self.keys(device)
         if action == "unbind":  # without MODALIAS, lest somebody load a driver for it (kobject_uevent_env())
             keys = keys[:-1]
-        self._machine.uevents.emit(action, path, keys, subsystem="dax")
+        self._machine.uevents.emit(action, device.path, keys, subsystem="dax")
 
 
 def _as_int(text: str) -> int:
