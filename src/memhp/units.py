@@ -6,7 +6,7 @@ Mixing these is *the* bug of this field, so each is a type of its own and is con
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NewType
 
 from memhp.errors import InvalidInput
@@ -24,6 +24,7 @@ __all__ = [
     "format_ids",
     "format_mem",
     "format_size",
+    "lowest_free",
     "parse_ids",
     "parse_size",
     "pfn_to_addr",
@@ -59,6 +60,11 @@ def whole_number(value: object, where: str, expected: str = "a number of bytes")
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidInput(value, where, expected)
     return value
+
+
+def lowest_free(taken: Collection[object]) -> int:
+    """Give the lowest number from 0 on that is not taken, as the kernel's ida_alloc() does."""
+    return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
 def pfn_to_addr(pfn: Pfn) -> PhysAddr:

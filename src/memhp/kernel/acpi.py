@@ -19,7 +19,7 @@ from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import NodeState
 from memhp.locking import Lockdep, Mutex, current, requires
 from memhp.locking.switch import controlled, ending_request, guard, task_of
-from memhp.units import PAGE_SIZE, BlockId, PhysAddr, format_ids, format_size
+from memhp.units import PAGE_SIZE, BlockId, PhysAddr, format_ids, format_size, lowest_free
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -134,7 +134,7 @@ class MemoryDevice:
 
     def bind(self, block: MemoryBlock) -> None:
         """Make the block a physical node of the device."""
-        number = next(number for number in range(len(self.physical_nodes) + 1) if number not in self.physical_nodes)
+        number = lowest_free(self.physical_nodes)
         # A new dictionary each time: whoever reads the old one without a lock reads it undisturbed.
         self.physical_nodes = dict(sorted([*self.physical_nodes.items(), (number, block)]))
         block.firmware_node = self

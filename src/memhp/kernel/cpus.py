@@ -12,7 +12,7 @@ from memhp.kernel.zones import NodeState
 from memhp.locking import ActiveReference, Mutex, requires
 from memhp.locking.percpu import WriteSide
 from memhp.locking.switch import ending_request
-from memhp.units import whole_number
+from memhp.units import lowest_free, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -231,8 +231,7 @@ def _hot_remove(machine: Machine, cpus: dict[int, Cpu], cpu: Cpu) -> None:
 def _start(machine: Machine, cpu: Cpu) -> None:
     # What is called for a CPU that comes up: the driver of one that was put in starts only now (acpi_soft_cpu_online()).
     if cpu.cooling is None:
-        taken = {other.cooling for other in machine.cpus}
-        cpu.cooling = next(number for number in range(len(taken) + 1) if number not in taken)
+        cpu.cooling = lowest_free({other.cooling for other in machine.cpus})
         _emit_cooling(machine, "add", cpu.cooling)
     _emit_machine_check(machine, "add", cpu)
 

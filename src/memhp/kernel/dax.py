@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError, InvalidInput
 from memhp.locking import Mutex
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, SUBSECTION_SIZE, whole_number
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, SUBSECTION_SIZE, lowest_free, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -182,8 +182,7 @@ class DevDax:
 
     def append(self, start: int, end: int) -> None:
         """Take a range that is free. The caller holds the region's device_lock."""
-        taken = {one.mapping for one in self.ranges}
-        mapping = next(number for number in range(len(taken) + 1) if number not in taken)
+        mapping = lowest_free({one.mapping for one in self.ranges})
         self.ranges = (*self.ranges, DaxRange(start, end, self.size >> PAGE_SHIFT, mapping))
 
     def _grow(self, most: int) -> int:
@@ -279,7 +278,7 @@ class DaxRegion:
 
     def make(self, maker: Callable[[DaxRegion, int], DevDax]) -> DevDax:
         """Make a device with the lowest number that is free. The caller holds the device_lock, or nobody knows the region yet."""
-        number = next(number for number in range(len(self.devices) + 1) if number not in self.devices)
+        number = lowest_free(self.devices)
         device = maker(self, number)
         self.devices = {**self.devices, number: device}
         return device

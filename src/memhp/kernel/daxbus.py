@@ -21,6 +21,7 @@ from memhp.kernel.iomem import Resource
 from memhp.kernel.zones import NodeState
 from memhp.locking import Mutex
 from memhp.locking.switch import ending_request
+from memhp.units import lowest_free
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -196,8 +197,7 @@ class DaxBus:
 
     def _make(self, region: DaxRegion, number: int) -> DevDax:
         with self._lock:
-            taken = {device.minor for device in self._devices}
-            minor = next(number for number in range(len(taken) + 1) if number not in taken)
+            minor = lowest_free({device.minor for device in self._devices})
             device = DevDax(self._machine, region, number, minor)
             self._devices = (*self._devices, device)
         self.emit("add", device)

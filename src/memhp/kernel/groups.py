@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from memhp.errors import HotplugError
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import Mutex
-from memhp.units import format_ids, whole_number
+from memhp.units import format_ids, lowest_free, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
@@ -108,7 +108,7 @@ class MemoryGroups:
         if whole_number(nid, "nid", "the number of a node") not in possible:
             raise HotplugError(errno.EINVAL, f"node {nid!r} is not possible on this machine; possible are {format_ids(possible)}")
         with self._lock:
-            mgid = next(number for number in range(len(self._groups) + 1) if number not in self._groups)
+            mgid = lowest_free(self._groups)
             self._groups = {**self._groups, mgid: MemoryGroup(mgid, nid, max_pages=max_pages, unit_pages=unit_pages)}
         return mgid
 
