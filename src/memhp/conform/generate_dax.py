@@ -185,14 +185,17 @@ class DaxSteps:
     def _create(self) -> Step:
         return self._written(f"{_PLATFORM}/{self._region().name}/dax_region/create", self.random.choice(_CREATES))
 
-    def _cut(self) -> Step | None:
+    def _cut(self, *, unbinds: bool = True) -> Step | None:
         # The first device gives of its memory to a new one, and more of it later, which that one takes as well, or in part.
         region = self._region()
         first = region.devices[0].name
         if any(device.size < 3 * _BLOCK for device in self._each(first)):
             return None
         if any(device.driver for device in self._each(first)):
-            self._follow([lambda: self._unbind_of(first), lambda: self._unbind_of(first), self._cut])
+            if not unbinds:  # what is bound still may be so forever
+                return None
+            unbind = [lambda: self._unbind_of(first), lambda: self._unbind_of(first)]
+            self._follow([*unbind, lambda: self._cut(unbinds=False)])
             return self._unbind_of(first)
         size, half = f"{_BUS}/devices/{{}}/size", max(_BLOCK, region.size // 2 // _BLOCK * _BLOCK)
         second = _BLOCK // 2 if self.random.random() < _WILD else _BLOCK
