@@ -46,7 +46,6 @@ __all__ = [
     "memmap_files",
     "power_files",
     "store_uevent",
-    "tier_files",
     "uevent_of",
 ]
 
@@ -294,18 +293,6 @@ def memmap_files(entry: FirmwareEntry) -> dict[str, Attribute]:
         "start": _constant(f"{entry.start:#x}\n"),
         "end": _constant(f"{entry.end:#x}\n"),
         "type": _constant(f"{entry.type}\n"),
-    }
-
-
-def tier_files(tier: int) -> dict[str, Attribute]:
-    """Give the files of a memory tier."""
-
-    def store(machine: Machine, what: None, text: str) -> None:
-        store_uevent(machine, f"/devices/virtual/memory_tiering/memory_tier{tier}", "memory_tiering", text, ())
-
-    return {
-        "nodelist": Attribute(0o444, lambda machine, what: f"{format_ids(machine.tiers.nodes.get(tier, ()))}\n"),
-        "uevent": Attribute(0o644, lambda machine, what: "", store),
     }
 
 

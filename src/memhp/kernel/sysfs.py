@@ -37,13 +37,13 @@ from memhp.kernel.attributes import (
     cpu_files,
     memmap_files,
     power_files,
-    tier_files,
     uevent_of,
 )
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.cpus import Cpu
 from memhp.kernel.dax_files import dax_device_directory
 from memhp.kernel.locks import RestartSyscall
+from memhp.kernel.tier_files import tier_directory, tiers_directory
 from memhp.kernel.zones import Node
 from memhp.locking.switch import ending_request
 
@@ -422,23 +422,6 @@ def _memmap_directory(machine: Machine) -> Directory:
     return Directory(None, {}, lambda: dict.fromkeys(str(entry.number) for entry in machine.firmware_map))
 
 
-# -- memory tiers
-
-_TIER = re.compile(r"memory_tier(0|[1-9]\d*)")
-
-
-def _tiers_directory(machine: Machine) -> Directory:
-    files = {"uevent": uevent_of(TIERS.removeprefix("/sys"), None)}
-    return Directory(None, files, lambda: {"power": None, **dict.fromkeys(f"memory_tier{tier}" for tier in machine.tiers.nodes)})
-
-
-def _tier_directory(machine: Machine, name: str) -> Directory | None:
-    match = _TIER.fullmatch(name)
-    if match is None or int(match[1]) not in machine.tiers.nodes:
-        return None
-    return Directory(None, tier_files(int(match[1])), links=lambda: {"subsystem": "../../../../bus/memory_tiering"})
-
-
 _BLOCK_PATH = re.compile(rf"{MEMORY}/memory(0|[1-9]\d*)/(\w+)\Z")
 
 _FIXED: dict[str, Callable[[Machine], Directory]] = {
@@ -454,14 +437,14 @@ _FIXED: dict[str, Callable[[Machine], Directory]] = {
     ),
     f"{MODULE}/parameters": lambda machine: Directory(None, PARAMETER_FILES, dict),
     FIRMWARE_MEMMAP: _memmap_directory,
-    TIERS: _tiers_directory,
+    TIERS: tiers_directory,
 }
 
 _NUMBERED: dict[str, Callable[[Machine, str], Directory | None]] = {
     MEMORY: _named_block_directory,
     CPU: _cpu_directory,
     FIRMWARE_MEMMAP: _entry_directory,
-    TIERS: _tier_directory,
+    TIERS: tier_directory,
 }
 """What makes the directory of a device from its name, by the directory that it is in."""
 
