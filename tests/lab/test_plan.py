@@ -117,6 +117,11 @@ MACHINE = "machine: {nodes: [1GiB, 0]}\n"
         ),
         (MACHINE + "steps:\n  - plug_cpu: 1\n  - unplug_cpu: 1\n  - plug_cpu: 1\n", 5, "QEMU 7.2 does not survive that"),
         (MACHINE + "steps:\n  - unplug_cpu: 1\n  - plug: {name: a, size: 1GiB}\n", 4, "QEMU 7.2 does not survive that"),
+        (
+            MACHINE + "steps:\n  - unplug_cpu: 1\n  - write: {file: /sys/bus/acpi/devices/PNP0C80:00/eject, text: '1'}\n",
+            4,
+            "neither CPU nor memory plugged, unplugged or ejected once a CPU is out",
+        ),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_line(tmp_path: Path, text: str, line: int, expected: str) -> None:

@@ -16,7 +16,7 @@ from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
 from memhp.lab.kernels import Kernel
 from memhp.lab.modules import DAX_DRIVERS, load_order
-from memhp.lab.plan import Injection, Plan, make_plan
+from memhp.lab.plan import Injection, Plan, ejects, make_plan
 from memhp.lab.probes import PROBES, ChainCall, Probes, UeventSent, read_trace
 from memhp.scenario.model import Expectations, Scenario, Step, answer_name
 from memhp.scenario.play import CHAIN
@@ -204,7 +204,7 @@ class LabPlayer:
 
     def _say_heard(self, step: Step) -> None:
         self._for_callbacks = step.verb in {"register", "unregister"}
-        slow = step.verb in {"plug", "unplug", "plug_cpu", "unplug_cpu"} or _ejects(step)
+        slow = step.verb in {"plug", "unplug", "plug_cpu", "unplug_cpu"} or ejects(step)
         if self._guest.shape.virtio:
             virtio.settle(self._guest)
         heard = self._guest.ask("end", quiet=_QUIET if slow else 0.0)
@@ -325,10 +325,10 @@ class LabPlayer:
 
     def _write(self, step: Step) -> str:
         path = self._selector.path(step.arguments["file"])
-        if _ejects(step):
+        if ejects(step):
             self._guest.monitor.forget()
         self._guest.write(path, step.arguments["text"])
-        if _ejects(step):
+        if ejects(step):
             self._left(self._guest.monitor.ejected(self._patience))
         return ""
 
@@ -394,11 +394,6 @@ class LabPlayer:
 
     def _emit(self, event: str, /, **fields: Any) -> None:
         self._sink({"event": event, **fields})
-
-
-def _ejects(step: Step) -> bool:
-    # A write to `eject` is answered before the kernel has done it, if at all; nothing follows one of no bytes.
-    return step.verb == "write" and step.arguments["file"].endswith("/eject") and step.arguments["text"] != ""
 
 
 def _zones(block: Block) -> list[str]:
