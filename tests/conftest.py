@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from memhp.lab.guest import missing_tools
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Shells let what they start in the background ignore Ctrl-C, and so would every program that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "fact(*numbers): the facts of docs/linux-behaviour.md that the test shows")
     config.addinivalue_line("markers", "qemu: boots a real kernel; needs QEMU, and what `memhp lab fetch` gets")
     config.addinivalue_line(
