@@ -62,6 +62,27 @@ def test_a_run_counts_every_block_once(small: Path) -> None:
     assert row["stopped by several zones or holes"] == 1  # block 0
 
 
+def test_huge_pages_of_the_pool_do_not_move_and_those_that_are_promised_stay(tmp_path: Path) -> None:
+    """Of three blocks of them the one that nobody was promised goes: its pages are dissolved."""
+    path = tmp_path / "pool.yaml"
+    path.write_text("""study: pool
+machine: {nodes: [1GiB], rules: "6.1"}
+steps:
+  - allocate: {name: a, size: 128MiB, kind: hugetlb-reserved, blocks: 5}
+  - allocate: {name: b, size: 128MiB, kind: hugetlb-free, blocks: 6}
+  - allocate: {name: c, size: 128MiB, kind: hugetlb-reserved, blocks: 7}
+seeds: 1
+""")
+    (point,) = load_study(path).points()
+    row = run_point(point)
+    # The free ones go with the first block, so that nothing is left that could keep the other promises.
+    assert (row["blocks"], row["gone"], row["moved_pages"]) == (8, 5, 0)
+    assert {name: row[name] for name in row if name.startswith("stopped by") and row[name]} == {
+        "stopped by several zones or holes": 1,
+        "stopped by hugetlb-reserved": 2,
+    }
+
+
 def test_zone_movable_lets_more_blocks_go(small: Path) -> None:
     """What it is for: the blocks that hold nothing unmovable are more."""
     study = load_study(small)

@@ -413,8 +413,7 @@ class Chunks:
                 order = holder.order if isinstance(holder, Page | PageArray) else 0
                 one = np.array([head], np.int64)
                 zones = self.pages.zones(MigrateType.MOVABLE, block.nid)
-                array = holder if isinstance(holder, PageArray) else None
-                kept = self.move(section, array, one, order, zones)
+                kept = self.move(section, one, order, zones)
             finally:
                 self.pages.set_isolated([block], isolated=False)
             return holder if len(kept) else None
@@ -425,15 +424,15 @@ class Chunks:
         block.poisoned.add(pfn)
         return None
 
-    def move(self, section: Section, holder: Holding | None, old: Pfns, order: int, zones: list[Zone]) -> Pfns:
-        """Move chunks of a section that one holder has, or that are held one by one; gives those for which there is no room."""
+    def move(self, section: Section, old: Pfns, order: int, zones: list[Zone]) -> Pfns:
+        """Move chunks of a section, all of one order; gives those for which there is no room."""
         taken = self.take(zones, len(old), order, MigrateType.MOVABLE)
         if not taken:
             return old
         new = self._claimed(taken, order)
         moved = old[: len(new)]
         with self.cpu_lock:
-            self.map.move(holder, moved, new, order)
+            self.map.move(moved, new, order)
         marked = np.zeros(PAGES_PER_SECTION, np.bool_)
         marked[((moved - section.start_pfn)[:, None] + np.arange(1 << order)).ravel()] = True
         self._give_bits(section.nr, to_bits(marked))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memhp.kernel.blocks import MemoryBlock
-from memhp.kernel.holdings import Holding, Place
+from memhp.kernel.holdings import Place
 from memhp.kernel.kinds import Leaving
 from memhp.kernel.migrate import targets
 from memhp.kernel.pagemap import LEAVING, TAIL, Page, PageArray, Pfns
@@ -36,11 +36,10 @@ def evacuate(chunks: Chunks, block: MemoryBlock) -> list[Place]:
         heads = chunks.map.heads_in(section, LEAVING[Leaving.MIGRATES])
         heads, pinned = _without_pinned(chunks, heads)
         stuck += _places(chunks, block, pinned)
-        for holder, held_by in chunks.map.by_holder(heads):
-            for order, some in _by_order(chunks, holder, held_by):
-                stayed = chunks.move(section, holder, some, order, targets(pages, block.nid)) if len(some) else some
-                pages.migrated += len(some) - len(stayed) << order
-                stuck += _places(chunks, block, stayed)
+        for order, some in _by_order(chunks, heads):
+            stayed = chunks.move(section, some, order, targets(pages, block.nid))
+            pages.migrated += len(some) - len(stayed) << order
+            stuck += _places(chunks, block, stayed)
     return stuck
 
 
@@ -56,16 +55,19 @@ def _without_pinned(chunks: Chunks, heads: Pfns) -> tuple[Pfns, Pfns]:
     return heads[~kept], heads[kept]
 
 
-def _by_order(chunks: Chunks, holder: Holding | None, heads: Pfns) -> list[tuple[int, Pfns]]:
-    if isinstance(holder, PageArray):
-        return [(holder.order, heads)]
-    # Chunks held one by one may differ; nearly all are single pages.
-    ends = chunks.map.owner[np.minimum(heads + 1, chunks.map.end_pfn - 1)] == TAIL
-    groups: dict[int, list[int]] = {}
-    for pfn in heads[ends].tolist():
-        page = chunks.map.holder_of(pfn)
-        groups.setdefault(page.order if isinstance(page, Page) else 0, []).append(pfn)
-    return [(0, heads[~ends]), *((order, np.array(pfns, np.int64)) for order, pfns in groups.items())]
+def _by_order(chunks: Chunks, heads: Pfns) -> list[tuple[int, Pfns]]:
+    # Nearly all are single pages, which whole arrays tell from larger chunks; of those somebody has to be asked.
+    larger = chunks.map.owner[np.minimum(heads + 1, chunks.map.end_pfn - 1)] == TAIL
+    groups: dict[int, list[Pfns]] = {0: [heads[~larger]]}
+    for holder, held in chunks.map.by_holder(heads[larger]):
+        if isinstance(holder, PageArray):
+            groups.setdefault(holder.order, []).append(held)
+            continue
+        for pfn in held.tolist():
+            page = chunks.map.holder_of(pfn)
+            if isinstance(page, Page):
+                groups.setdefault(page.order, []).append(np.array([pfn], np.int64))
+    return [(order, np.concatenate(some)) for order, some in groups.items() if sum(map(len, some))]
 
 
 def _places(chunks: Chunks, block: MemoryBlock, pfns: Pfns) -> list[Place]:

@@ -370,17 +370,23 @@ class PageMap:
 
     def by_holder(self, pfns: Pfns) -> Iterator[tuple[Holding | None, Pfns]]:
         """Give the chunks of each holder of several; None stands for all that are held one by one."""
-        owners = self.owner[pfns]
-        for owner in np.unique(owners).tolist():
-            yield (None if owner == _SINGLES else self._owners[owner]), pfns[owners == owner]
+        for owner, chosen in self._by_owner(pfns):
+            yield (None if owner == _SINGLES else self._owners[owner]), pfns[chosen]
 
-    def move(self, holder: Holding | None, old: Pfns, new: Pfns, order: int) -> None:
-        """Move chunks of one order and one holder; the old places are nobody's afterwards."""
+    def _by_owner(self, pfns: Pfns) -> Iterator[tuple[int, Pfns]]:
+        owners = self.owner[pfns]
+        order = np.argsort(owners, kind="stable")
+        begins = np.flatnonzero(np.diff(owners[order], prepend=-1))
+        for chosen in np.split(order, begins[1:]) if len(begins) else ():
+            yield int(owners[chosen[0]]), chosen
+
+    def move(self, old: Pfns, new: Pfns, order: int) -> None:
+        """Move chunks of one order, whoever has them; the old places are nobody's afterwards."""
         index = self.index[old]
-        if isinstance(holder, PageArray):
-            holder._all[index] = new  # noqa: SLF001
-        else:
-            self._slots[index] = new
+        for owner, chosen in self._by_owner(old):
+            holder = None if owner == _SINGLES else self._owners[owner]
+            places = holder._all if isinstance(holder, PageArray) else self._slots  # noqa: SLF001
+            places[index[chosen]] = new[chosen]
         offsets = np.arange(1 << order)
         before, after = (old[:, None] + offsets).ravel(), (new[:, None] + offsets).ravel()
         self.kind[after], self.owner[after], self.index[after] = self.kind[before], self.owner[before], self.index[before]

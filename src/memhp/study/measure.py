@@ -12,7 +12,7 @@ from memhp.kernel.blocks import MemoryBlock
 from memhp.locking import switch
 from memhp.scenario.workloads import fill
 from memhp.study.plan import AXES, Point
-from memhp.study.reasons import REASONS, SPANS, reason_of
+from memhp.study.reasons import REASONS, why_it_stays
 from memhp.study.steps import play_steps
 
 __all__ = ["COLUMNS", "Row", "run_point"]
@@ -51,16 +51,15 @@ def _take_all(machine: Machine) -> Row:
     isolable = sum(_isolates(machine, block) for block in blocks)
     stopped: Counter[str] = Counter()
     owners: Counter[str] = Counter()
-    gone = moved = 0
+    migrated = machine.pages.migrated
     for block in blocks:
-        held = machine.pages.count_used(block)
         found = _take_offline(machine, block)
         if found is not None:
             reason, owner = found
             stopped[reason] += 1
             owners[owner] += bool(owner)
-        else:
-            gone, moved = gone + 1, moved + held
+    gone = len(blocks) - stopped.total()
+    moved = machine.pages.migrated - migrated
     numbers = (len(blocks), movable, used, free, isolable, gone, gone / max(len(blocks), 1), moved)
     return {
         **dict(zip(_NUMBERS, numbers, strict=True)),
@@ -122,4 +121,4 @@ def _take_offline(machine: Machine, block: MemoryBlock) -> tuple[str, str] | Non
         return None
     if not isinstance(errors[0], HotplugError):
         raise errors[0]
-    return reason_of(machine, errors[0]) or (SPANS, "")
+    return why_it_stays(machine, errors[0])

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from memhp.errors import Interrupted, PageRefusal, Vetoed
+import errno
+
+from memhp.errors import HotplugError, Interrupted, PageRefusal, Vetoed
 from memhp.kernel import Machine, PageKind
 from memhp.kernel.kinds import Leaving
 from memhp.units import Pfn
 
-__all__ = ["REASONS", "SPANS", "reason_of"]
+__all__ = ["REASONS", "reason_of", "why_it_stays"]
 
-SPANS, PINNED, NO_ROOM, REFUSED = "several zones or holes", "pinned", "no room", "a callback"
+_SPANS, _PINNED, _NO_ROOM, _REFUSED, _OTHER = "several zones or holes", "pinned", "no room", "a callback", "another error"
 REASONS = (
-    SPANS,
+    _SPANS,
     *(kind.value for kind in PageKind if kind.leaving in {Leaving.REFUSES, Leaving.HELD}),
-    PINNED,
-    NO_ROOM,
-    REFUSED,
+    PageKind.HUGETLB_RESERVED.value,
+    "cma",
+    "isolated",
+    _PINNED,
+    _NO_ROOM,
+    _REFUSED,
+    _OTHER,
 )
 """All that there are."""
+
+
+def why_it_stays(machine: Machine, error: HotplugError) -> tuple[str, str]:
+    """Give the one of :data:`REASONS` for which a block stays, and whose it is."""
+    found = reason_of(machine, error)
+    if found is None:
+        return _SPANS if error.errno == errno.EINVAL else _OTHER, ""
+    return found
 
 
 def reason_of(machine: Machine, error: BaseException) -> tuple[str, str] | None:
@@ -25,11 +39,11 @@ def reason_of(machine: Machine, error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, PageRefusal):
         return error.kind, error.owner
     if isinstance(error, Vetoed):
-        return REFUSED, str(getattr(error.callback, "name", ""))
+        return _REFUSED, str(getattr(error.callback, "name", ""))
     if isinstance(error, Interrupted) and error.page is not None:
         with machine.pages.lock:
             holder = machine.pages.holder_of(Pfn(error.page))
         if holder is None or not holder.pins:
-            return NO_ROOM, ""
-        return PINNED, holder.owner
+            return _NO_ROOM, ""
+        return _PINNED, holder.owner
     return None if error.__cause__ is None else reason_of(machine, error.__cause__)
