@@ -277,6 +277,17 @@ def test_unplugging_takes_offline_removes_and_reports(boot: Boot, rules: Rules) 
     assert refusal(machine.unplug_dimm, dimm) == "ENODEV"
 
 
+def test_a_dimm_of_another_machine_is_refused(boot: Boot) -> None:
+    """It stays in its slot, with its memory; the machine that was asked does nothing."""
+    asked, other = boot_two_nodes(boot), boot_two_nodes(boot)
+    dimm = other.plug_dimm(1, 256 * MIB)
+    before = snapshot(asked), snapshot(other)
+    with pytest.raises(InvalidInput, match="expected a DIMM of this machine"):
+        asked.unplug_dimm(dimm)
+    assert (snapshot(asked), snapshot(other)) == before
+    assert (dimm.plugged, dimm.blocks, reports(dimm)) == (True, [32, 33], [(1, 0)])
+
+
 @pytest.mark.fact("3.42", "10.2", "10.3")
 def test_a_failed_eject_retries_once_and_brings_back_into_another_zone(boot: Boot) -> None:
     """Three Movable blocks, the third refused: it is asked twice, and the others come back to ZONE_NORMAL."""

@@ -285,6 +285,23 @@ def test_blocks_of_a_device_hold_their_own_memmap_on_6_12(boot: Boot) -> None:
     assert refusal(bus, free(boot, Rules.LINUX_6_1), "devices/dax0.0/memmap_on_memory", "1") == "ENOENT"
 
 
+def test_drivers_and_regions_of_another_machine_are_refused(boot: Boot) -> None:
+    """Nothing happens on either machine; of two drivers with one name each serves its own machine."""
+    asked, other = free(boot, NEW), free(boot, NEW)
+    kmem, [region] = other.dax.drivers["kmem"], other.dax.regions
+    before = snapshot(asked), snapshot(other)
+    for act in (asked.dax.bind, asked.dax.unbind, asked.dax.new_id, asked.dax.remove_id):
+        with pytest.raises(InvalidInput, match="expected one of this machine: device_dax, kmem"):
+            act(kmem, "dax0.0")
+    with pytest.raises(InvalidInput, match="expected a region of this machine"):
+        asked.dax.create(region)
+    with pytest.raises(InvalidInput, match="expected a region of this machine"):
+        asked.dax.delete(region, "dax0.1")
+    assert (snapshot(asked), snapshot(other)) == before
+    asked.dax.bind(asked.dax.drivers["kmem"], "dax0.0")
+    assert [sorted(machine.nodes[1].linked)[:4] for machine in (asked, other)] == [[32, 33, 34, 35], [36, 37, 38, 39]]
+
+
 # -- regions and devices
 
 

@@ -257,8 +257,8 @@ class AcpiMemory:
             HotplugError: as :meth:`memhp.Machine.unplug_dimm`.
         """
         machine = self._machine
-        if not isinstance(dimm, Dimm):
-            raise InvalidInput(dimm, "unplug_dimm", "a DIMM, as plug_dimm() gives it")
+        if not isinstance(dimm, Dimm) or dimm.device not in self.devices:
+            raise InvalidInput(dimm, "unplug_dimm", "a DIMM of this machine, as plug_dimm() gives it")
         with machine.locks.device_hotplug, machine.locks.acpi_scan:
             if not dimm.plugged:
                 raise HotplugError(errno.ENODEV, f"{dimm!r} is not plugged in")

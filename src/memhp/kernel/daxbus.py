@@ -188,12 +188,27 @@ class DaxBus:
     # -- devices come and go
 
     def create(self, region: DaxRegion) -> DevDax:
-        """Make a device of a region; it has nothing yet. Raises as :meth:`DaxRegion.create`."""
-        return region.create(self._make)
+        """Make a device of a region; it has nothing yet.
+
+        Raises:
+            HotplugError: as :meth:`DaxRegion.create`.
+            InvalidInput: no region of this machine.
+        """
+        return self._own(region).create(self._make)
 
     def delete(self, region: DaxRegion, name: str) -> None:
-        """Delete a device that has nothing. Raises as :meth:`DaxRegion.delete`."""
-        region.delete(sysfs_word(name), self._go)
+        """Delete a device that has nothing.
+
+        Raises:
+            HotplugError: as :meth:`DaxRegion.delete`.
+            InvalidInput: no region of this machine.
+        """
+        self._own(region).delete(sysfs_word(name), self._go)
+
+    def _own(self, region: DaxRegion) -> DaxRegion:
+        if region not in self.regions:
+            raise InvalidInput(region, "region", "a region of this machine")
+        return region
 
     def _make(self, region: DaxRegion, number: int) -> DevDax:
         with self._lock:
@@ -217,6 +232,7 @@ class DaxBus:
         Raises:
             HotplugError: ENODEV, no such device, or not one for this driver; EBUSY, a driver has it; ENXIO, it has no memory; or
                 what :meth:`DaxDriver.probe` raises.
+            InvalidInput: no driver of this machine.
         """
         taker, device = self._driver(driver), self._named(name)
         if not taker.matches(device):
@@ -229,6 +245,7 @@ class DaxBus:
 
         Raises:
             HotplugError: ENODEV, no such device, or this driver does not have it.
+            InvalidInput: no driver of this machine.
         """
         giver, device = self._driver(driver), self._named(name)
         with device.device_lock:
@@ -243,7 +260,7 @@ class DaxBus:
         """Tell a driver of a device, and let it take all that it can have now; what it can't take is no error.
 
         Raises:
-            InvalidInput: no name of a dax device.
+            InvalidInput: no name of a dax device, or no driver of this machine.
         """
         told = self._driver(driver)
         with self._lock:
@@ -254,7 +271,7 @@ class DaxBus:
         """Tell a driver that a device is not for it; one that it has it keeps.
 
         Raises:
-            InvalidInput: no name of a dax device.
+            InvalidInput: no name of a dax device, or no driver of this machine.
         """
         told = self._driver(driver)
         with self._lock:
@@ -295,9 +312,9 @@ class DaxBus:
             self.emit("bind", device)
 
     def _driver(self, value: DaxDriver | str) -> DaxDriver:
-        found = value if isinstance(value, DaxDriver) else self.drivers.get(value)
+        found = next((driver for driver in self.drivers.values() if value in (driver, driver.name)), None)
         if found is None:
-            raise InvalidInput(value, "driver", f"one of {', '.join(self.drivers) or 'none: nothing is soft-reserved'}")
+            raise InvalidInput(value, "driver", f"one of this machine: {', '.join(self.drivers) or 'nothing is soft-reserved'}")
         return found
 
     def _named(self, name: str) -> DevDax:
