@@ -142,6 +142,45 @@ def test_a_range_with_a_block_online_leaks_at_unbind(boot: Boot, rules: Rules) -
     assert (device.leaked, sorted(machine.nodes[1].linked), len(list(machine.groups))) == (True, [32, 33], 1)
 
 
+@ALL
+@pytest.mark.fact("10.5")
+def test_a_device_that_is_bound_is_not_bound_again(boot: Boot, rules: Rules) -> None:
+    """EBUSY, and its group and what its node counts stay its own, so all of it goes when it is unbound: once."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK)])
+    assert refusal(device.unbind) == "ENODEV"
+    device.probe()
+    before = snapshot(machine)
+    assert refusal(device.probe) == "EBUSY"
+    assert (snapshot(machine), [sorted(group.blocks) for group in machine.groups]) == (before, [[32]])
+    device.unbind()
+    assert (list(machine.groups), refusal(device.unbind)) == ([], "ENODEV")
+    machine.add_memory(1, ROOM, BLOCK)
+    write(machine, "memory32/state", "online_movable")
+    assert machine.tiers.nodes == {4: {0, 1}}
+
+
+@ALL
+@pytest.mark.fact("10.5", "10.5i")
+def test_the_model_warns_where_unbinding_after_a_range_was_passed_over_crashes(
+    boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The range leaked, so it was passed over at the next bind; with its block offline a kernel would use the claim of nobody."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK), (ROOM + 2 * BLOCK, BLOCK)])
+    device.probe()
+    write(machine, "memory34/state", "online_movable")
+    device.unbind()
+    device.probe()
+    assert ([claim.start for claim in device.claims], device.crashes_unbind()) == ([ROOM], False)
+    write(machine, "memory34/state", "offline")
+    assert device.crashes_unbind()
+    assert "a real kernel" not in caplog.text
+    device.unbind()
+    assert "dax0.0: a real kernel crashes now" in caplog.text
+    assert (sorted(machine.nodes[1].linked), device.claims) == ([34], [])
+
+
 @pytest.mark.fact("10.5", "3.20")
 def test_since_6_12_a_dax_device_may_hold_its_own_memmap(boot: Boot) -> None:
     """If it is told to; before, the option has no effect."""

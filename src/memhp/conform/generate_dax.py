@@ -1,7 +1,8 @@
 """Random steps of dax devices; for :mod:`memhp.conform.generate`.
 
-Left out is what makes the kernels crash: a range more for a device that kmem has (read in ``drivers/dax/kmem.c``), and unbinding
-the only one that says what kind of memory a node has while other memory of the node is online (observed).
+Left out is what makes the kernels crash: a range more for a device that kmem has, unbinding one of which kmem has passed over a
+range whose blocks are offline (read in ``drivers/dax/kmem.c``), and unbinding the only one that says what kind of memory a node
+has while other memory of the node is online (observed).
 """
 
 from __future__ import annotations
@@ -147,7 +148,11 @@ class DaxSteps:
 
     def _crashes(self, machine: Machine, name: str) -> bool:
         device = machine.dax.find(name)
-        if device is None or not isinstance(device.bound, DaxKmem) or device.region.target_node in self._stay:
+        if device is None or not isinstance(device.bound, DaxKmem):
+            return False
+        if device.bound.crashes_unbind():
+            return True
+        if device.region.target_node in self._stay:
             return False
         return not _online_blocks(machine, name) and machine.tiers.forgets_used(device.region.target_node)
 
