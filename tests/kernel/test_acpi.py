@@ -25,6 +25,7 @@ from memhp import (
     notifier_from_errno,
 )
 from memhp.kernel.acpi import Dimm
+from memhp.locking import switch
 from support import (
     BLOCK,
     GIB,
@@ -252,6 +253,45 @@ def test_a_dimm_can_not_come_from_inside_a_callback(boot: Boot) -> None:
     write(machine, "memory32/state", "online")
     callback_.unregister()
     assert (len(caught), machine.dimms) == (4, [dimm])
+
+
+def test_a_plug_that_is_interrupted_leaves_a_dimm_that_another_one_attaches(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6.12 tries all slots when a DIMM comes; Ctrl-C in the meantime must not take one out whose memory is being added."""
+    machine = boot_two_nodes(boot, Rules.LINUX_6_12, parameters={"memhp_default_state": "online_movable"})
+    wait, adding, settled = switch.Waiter.wait, threading.Event(), threading.Event()
+
+    def interrupted(waiter: switch.Waiter) -> bool:
+        if waiter.task.name != "impatient":
+            return wait(waiter)
+        if not adding.is_set():
+            assert adding.wait(30)
+            raise KeyboardInterrupt
+        settled.set()
+        return wait(waiter)
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_ONLINE and machine.block_id_of(arg.start_pfn) == 33:
+            adding.set()
+            assert settled.wait(30)
+        return OK
+
+    def plug_impatiently() -> None:
+        try:
+            machine.plug_dimm(1, BLOCK)
+        finally:
+            settled.set()
+
+    machine.hotplug_memory_notifier(callback)
+    monkeypatch.setattr(switch.Waiter, "wait", interrupted)
+    with machine.locks.device_hotplug:
+        first = in_thread(lambda: machine.plug_dimm(1, BLOCK), "first")
+        until_parked(first)
+        second = in_thread(plug_impatiently, "impatient")
+        until_parked(second)
+    first.result()
+    with pytest.raises(KeyboardInterrupt):
+        second.result()
+    assert [(dimm.plugged, dimm.blocks) for dimm in machine.dimms] == [(True, [32]), (True, [33])]
 
 
 # -- unplug

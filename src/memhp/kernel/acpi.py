@@ -156,7 +156,7 @@ class AcpiMemory:
 
     def __init__(self, machine: Machine, slots: int) -> None:
         self._machine = machine
-        self._slots = Mutex("the hypervisor's slots")
+        self._slots = Mutex("the hypervisor's slots", interruptible=False)
         self.devices = tuple(MemoryDevice(number, machine.dep) for number in range(slots))
         self.enabled: bool = True
         self.run: Callable[[str, Callable[[], None]], object] = _start
@@ -164,7 +164,7 @@ class AcpiMemory:
     @property
     def dimms(self) -> list[Dimm]:
         """The DIMMs that are plugged in, by slot."""
-        return [device.dimm for device in self.devices if device.dimm is not None]
+        return [dimm for device in self.devices if (dimm := device.dimm) is not None]
 
     # -- the hypervisor
 
@@ -240,15 +240,21 @@ class AcpiMemory:
         try:
             with machine.locks.device_hotplug, machine.locks.acpi_scan:
                 for device_ in self.devices if rescans else (dimm.device,):
-                    if device_.dimm is not None and not device_.attached:
-                        _attach(machine, device_, device_.dimm)
+                    with self._slots:  # whoever put the DIMM there may be giving up, and take it out
+                        if device_.dimm is not None and not device_.attached:
+                            _attach(machine, device_, device_.dimm)
                 if rescans:
                     machine.uevents.emit("online", CONTAINER, subsystem="container")
                 dimm.reports.append(OstReport(OstSource.DEVICE_CHECK, Ost.SUCCESS))
         except BaseException:
-            if not dimm.device.attached:
-                _take_out(dimm)
+            self._take_out(dimm)
             raise
+
+    def _take_out(self, dimm: Dimm) -> None:
+        with self._slots:
+            if dimm.device.dimm is dimm and not dimm.device.attached:
+                dimm.plugged = False
+                dimm.device.dimm = None
 
     def eject(self, dimm: Dimm, source: OstSource) -> None:
         """The DIMM shall go (``acpi_device_hotplug`` and below): try, and report.
@@ -281,7 +287,7 @@ class AcpiMemory:
             _take_away(self._machine, device, dimm)
             _drop_group(self._machine, device)
             device.attached = False
-        _take_out(dimm)
+        self._take_out(dimm)
 
     def schedule_eject(self, dimm: Dimm) -> None:
         """Eject in a thread of the kernel's own; how it ends is told to the firmware and to the log alone."""
@@ -419,11 +425,6 @@ def _holds(back: list[MemoryBlock], lost: list[MemoryBlock]) -> str:
     if lost:
         parts.append(f"memory{format_ids(block.id for block in lost)} could not be brought online again")
     return ", ".join(parts) or "nothing was taken offline"
-
-
-def _take_out(dimm: Dimm) -> None:
-    dimm.plugged = False
-    dimm.device.dimm = None
 
 
 def _start(name: str, work: Callable[[], None]) -> None:
