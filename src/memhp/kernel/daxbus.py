@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import logging
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -30,7 +31,10 @@ __all__ = ["MAJOR", "DaxBus", "DaxDriver", "DeviceDaxDriver", "KmemDriver"]
 
 MAJOR = 253
 """Of the nodes in /dev; the kernel takes a number that is free (observed)."""
-_ID = re.compile(r"dax[+-]?\d+\.[+-]?\d+")
+_ID = re.compile(r"dax-?[0-9]{1,10}\.-?[0-9]{1,10}")
+"""What %d of sprintf() can write."""
+
+_log = logging.getLogger("memhp.kernel")
 
 
 class DaxDriver(abc.ABC):
@@ -286,16 +290,24 @@ class DaxBus:
         """
         device = self._named(name)
         for driver in self.drivers.values():
-            if driver.matches(device):
-                with contextlib.suppress(HotplugError):
-                    self._probe(driver, device)
-                    return
+            if self._offer(driver, device):
+                return
 
     def _attach(self, driver: DaxDriver) -> None:
         for device in self._devices:
-            if driver.matches(device):
-                with contextlib.suppress(HotplugError):
-                    self._probe(driver, device)
+            self._offer(driver, device)
+
+    def _offer(self, driver: DaxDriver, device: DevDax) -> bool:
+        # Why a driver fails the log alone says, loudly unless it only says that the device is not for it (really_probe()).
+        if device.driver or not driver.matches(device):
+            return False
+        try:
+            self._probe(driver, device)
+        except HotplugError as error:
+            level = logging.DEBUG if error.errno in {errno.ENODEV, errno.ENXIO} else logging.WARNING
+            _log.log(level, "%s: probe of %s failed: %s", driver.name, device.name, error)
+            return False
+        return True
 
     def _probe(self, driver: DaxDriver, device: DevDax) -> None:
         with device.device_lock:
