@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from memhp.conform.generate_devices import Maker, Step
+from memhp.conform.generate_steps import Maker, Step, Steps
 from memhp.kernel import BlockState, Machine
 from memhp.kernel.dax import DaxRegion, DevDax
 from memhp.kernel.drivers import DaxKmem
@@ -45,17 +45,8 @@ _LEAK = 0.15
 _WILD = 0.3
 
 
-class DaxSteps:
-    """Makes steps of dax devices, and does each of them on the machines.
-
-    Args:
-        random_: decides.
-        machines: on which everything is done, and what each has follows.
-        write: makes and does a step that writes to a file.
-        mark: says that memory is coming or has come, whose ``struct page`` lie in what is online for the kernel.
-        used: numbers of blocks that can't be asked to leave.
-        follow: says what has to follow at once.
-    """
+class DaxSteps(Steps):
+    """Makes steps of dax devices; ``follow`` says what has to follow at once, the rest is as for :class:`Steps`."""
 
     def __init__(
         self,
@@ -66,16 +57,10 @@ class DaxSteps:
         used: set[int],
         follow: Callable[[list[Maker]], None],
     ) -> None:
-        self.random = random_
-        self._machines = machines
-        self._write = write
-        self._mark = mark
-        self._used = used
+        super().__init__(random_, machines, write, mark, used)
         self._follow = follow
         self._stay = {nid for _, nid in machines[0].boot_nodes}
         """Nodes that never lose all of their memory."""
-        self.kinds: tuple[tuple[int, Maker], ...] = ()
-        """Weights, and what makes a step or says that it can't now; nothing where there is no such device."""
         if machines[0].dax.regions:
             self.kinds = (
                 (12, self._bind),
@@ -110,12 +95,8 @@ class DaxSteps:
         return self.random.choice(self._machines[0].dax.regions)
 
     def _written(self, file: str, text: str, *, adds: bool = False) -> Step:
-        if adds:
-            self._mark()
-        step = self._write(file, text)
-        if adds:
-            self._mark()
-        return step
+        with self._marked(adds=adds):
+            return self._write(file, text)
 
     # -- drivers
 
