@@ -240,15 +240,20 @@ class AcpiMemory:
         try:
             with machine.locks.device_hotplug, machine.locks.acpi_scan:
                 for device_ in self.devices if rescans else (dimm.device,):
-                    with self._slots:  # whoever put the DIMM there may be giving up, and take it out
-                        if device_.dimm is not None and not device_.attached:
-                            _attach(machine, device_, device_.dimm)
+                    if device_.dimm is not None and not device_.attached:
+                        self._attach(device_)
                 if rescans:
                     machine.uevents.emit("online", CONTAINER, subsystem="container")
                 dimm.reports.append(OstReport(OstSource.DEVICE_CHECK, Ost.SUCCESS))
         except BaseException:
             self._take_out(dimm)
             raise
+
+    def _attach(self, device_: MemoryDevice) -> None:
+        # Under the lock, lest whoever put the DIMM there gives up and takes it out meanwhile.
+        with self._slots:
+            if device_.dimm is not None:
+                _attach(self._machine, device_, device_.dimm)
 
     def _take_out(self, dimm: Dimm) -> None:
         with self._slots:
