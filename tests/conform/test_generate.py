@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memhp.conform.generate import SHAPES, generate, write_scenario
+from memhp.conform.generate_dax import DaxSteps
 from memhp.conform.play import play_model
-from memhp.kernel import Rules
+from memhp.kernel import Machine, Rules
 from memhp.lab.plan import make_plan
 from memhp.scenario import load
 
@@ -51,6 +53,41 @@ def test_every_scenario_can_be_played_on_both_kernels_rules(tmp_path_factory: py
 def test_a_driver_that_never_goes_does_not_hold_up_the_steps_after_it(seed: int) -> None:
     """In these a device is bound for good when its memory is to be split."""
     assert len(generate(seed, 25).steps) == 25
+
+
+def test_no_step_unbinds_a_device_at_which_a_kernel_would_crash() -> None:
+    """kmem has passed over its second range, which leaked before: it may be unbound while that range's block is online only."""
+    machine = Machine.boot(["4GiB"], rules="6.12", parameters="memhp_default_state=offline", soft_reserved=[("4GiB", "512MiB")])
+    kmem, device, ranges = (
+        "/sys/bus/dax/drivers/kmem",
+        "/sys/bus/dax/devices/dax0.0",
+        ("100000000-107ffffff", "110000000-117ffffff"),
+    )
+    machine.tree.write(f"{kmem}/unbind", "dax0.0")
+    machine.tree.write(f"{device}/size", "0")
+    for text in ranges:
+        machine.tree.write(f"{device}/mapping", text)
+    machine.tree.write(f"{kmem}/bind", "dax0.0")
+    machine.device_online(34, "online_movable")
+    machine.tree.write(f"{kmem}/unbind", "dax0.0")
+    machine.tree.write(f"{kmem}/bind", "dax0.0")
+
+    def unbinds() -> bool:
+        written: list[tuple[str, str]] = []
+
+        def write(file: str, text: str) -> dict[str, object]:
+            written.append((file, text))
+            return {}
+
+        steps = DaxSteps(random.Random(1), [machine], write, lambda: None, set(), lambda makers: None)  # noqa: S311 - no secret
+        for _ in range(100):
+            for _, make in steps.kinds:
+                make()
+        return (f"{kmem}/unbind", "dax0.0") in written
+
+    assert unbinds()
+    machine.device_offline(34)
+    assert not unbinds()
 
 
 def test_a_cpu_is_taken_out_in_the_last_step_only() -> None:

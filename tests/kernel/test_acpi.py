@@ -25,6 +25,7 @@ from memhp import (
     notifier_from_errno,
 )
 from memhp.kernel.acpi import Dimm
+from memhp.locking import switch
 from support import (
     BLOCK,
     GIB,
@@ -254,6 +255,45 @@ def test_a_dimm_can_not_come_from_inside_a_callback(boot: Boot) -> None:
     assert (len(caught), machine.dimms) == (4, [dimm])
 
 
+def test_a_plug_that_is_interrupted_leaves_a_dimm_that_another_one_attaches(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6.12 tries all slots when a DIMM comes; Ctrl-C in the meantime must not take one out whose memory is being added."""
+    machine = boot_two_nodes(boot, Rules.LINUX_6_12, parameters={"memhp_default_state": "online_movable"})
+    wait, adding, settled = switch.Waiter.wait, threading.Event(), threading.Event()
+
+    def interrupted(waiter: switch.Waiter) -> bool:
+        if waiter.task.name != "impatient":
+            return wait(waiter)
+        if not adding.is_set():
+            assert adding.wait(30)
+            raise KeyboardInterrupt
+        settled.set()
+        return wait(waiter)
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_ONLINE and machine.block_id_of(arg.start_pfn) == 33:
+            adding.set()
+            assert settled.wait(30)
+        return OK
+
+    def plug_impatiently() -> None:
+        try:
+            machine.plug_dimm(1, BLOCK)
+        finally:
+            settled.set()
+
+    machine.hotplug_memory_notifier(callback)
+    monkeypatch.setattr(switch.Waiter, "wait", interrupted)
+    with machine.locks.device_hotplug:
+        first = in_thread(lambda: machine.plug_dimm(1, BLOCK), "first")
+        until_parked(first)
+        second = in_thread(plug_impatiently, "impatient")
+        until_parked(second)
+    first.result()
+    with pytest.raises(KeyboardInterrupt):
+        second.result()
+    assert [(dimm.plugged, dimm.blocks) for dimm in machine.dimms] == [(True, [32]), (True, [33])]
+
+
 # -- unplug
 
 
@@ -275,6 +315,17 @@ def test_unplugging_takes_offline_removes_and_reports(boot: Boot, rules: Rules) 
     assert (dimm.plugged, dimm.blocks, reports(dimm)) == (False, [], [(1, 0), (3, 0x84), (3, 0)])
     assert machine.tree.read(f"{FIRMWARE}/PNP0C80:00/status") == "0\n"
     assert refusal(machine.unplug_dimm, dimm) == "ENODEV"
+
+
+def test_a_dimm_of_another_machine_is_refused(boot: Boot) -> None:
+    """It stays in its slot, with its memory; the machine that was asked does nothing."""
+    asked, other = boot_two_nodes(boot), boot_two_nodes(boot)
+    dimm = other.plug_dimm(1, 256 * MIB)
+    before = snapshot(asked), snapshot(other)
+    with pytest.raises(InvalidInput, match="expected a DIMM of this machine"):
+        asked.unplug_dimm(dimm)
+    assert (snapshot(asked), snapshot(other)) == before
+    assert (dimm.plugged, dimm.blocks, reports(dimm)) == (True, [32, 33], [(1, 0)])
 
 
 @pytest.mark.fact("3.42", "10.2", "10.3")

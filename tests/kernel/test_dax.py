@@ -202,7 +202,17 @@ def test_what_bind_and_unbind_refuse(boot: Boot, rules: Rules) -> None:
 def test_names_for_new_id(boot: Boot, rules: Rules) -> None:
     """As the kernel would write them, of devices that are there or not; the driver tries all that it takes."""
     machine = free(boot, rules, (HIGH, BLOCK), (HIGH + 2 * BLOCK, BLOCK))
-    for name in ("dax0", "dax00.0", "dax+0.0", " dax0.0", "dax0.0x", "dax0.0\n\n", "text"):
+    for name in (
+        "dax0",
+        "dax00.0",
+        "dax+0.0",
+        " dax0.0",
+        "dax0.0x",
+        "dax0.0\n\n",
+        "text",
+        "dax2147483648.0",
+        f"dax{'1' * 5000}.0",
+    ):
         assert refusal(bus, machine, "drivers/kmem/new_id", name) == "EINVAL"
         assert refusal(bus, machine, "drivers/kmem/remove_id", name) == "EINVAL"
     for name in ("dax9.9", "dax0.-1"):
@@ -283,6 +293,44 @@ def test_blocks_of_a_device_hold_their_own_memmap_on_6_12(boot: Boot) -> None:
     off = free(boot, NEW)
     assert refusal(bus, off, "devices/dax0.0/memmap_on_memory", "1") == "EOPNOTSUPP"
     assert refusal(bus, free(boot, Rules.LINUX_6_1), "devices/dax0.0/memmap_on_memory", "1") == "ENOENT"
+
+
+@KERNELS
+@pytest.mark.fact("10.5c")
+def test_the_log_says_why_a_driver_does_not_take_a_device(boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture) -> None:
+    """`new_id` and `drivers_probe` succeed all the same; what is bound, or has no memory, is nothing to warn of."""
+    machine = free(boot, rules)
+    caplog.clear()
+    bus(machine, "devices/dax0.0/size", str(64 * MIB))
+    machine.tree.write(f"{REGION}/create", "1")
+    for name in ("dax0.0", "dax0.1"):
+        bus(machine, "drivers/kmem/new_id", name)
+    refused = "kmem: probe of dax0.0 failed: [EINVAL] dax0.0: no node, or no whole memory block"
+    assert [record.message.partition(" of 0x")[0] for record in caplog.records] == [refused] * 2
+    bus(machine, "devices/dax0.0/size", str(BLOCK))
+    bus(machine, "drivers/kmem/bind", "dax0.0")
+    caplog.clear()
+    bus(machine, "drivers/kmem/new_id", "dax0.0")
+    for name in ("dax0.0", "dax0.1"):
+        bus(machine, "drivers_probe", name)
+    assert caplog.records == []
+
+
+def test_drivers_and_regions_of_another_machine_are_refused(boot: Boot) -> None:
+    """Nothing happens on either machine; of two drivers with one name each serves its own machine."""
+    asked, other = free(boot, NEW), free(boot, NEW)
+    kmem, [region] = other.dax.drivers["kmem"], other.dax.regions
+    before = snapshot(asked), snapshot(other)
+    for act in (asked.dax.bind, asked.dax.unbind, asked.dax.new_id, asked.dax.remove_id):
+        with pytest.raises(InvalidInput, match="expected one of this machine: device_dax, kmem"):
+            act(kmem, "dax0.0")
+    with pytest.raises(InvalidInput, match="expected a region of this machine"):
+        asked.dax.create(region)
+    with pytest.raises(InvalidInput, match="expected a region of this machine"):
+        asked.dax.delete(region, "dax0.1")
+    assert (snapshot(asked), snapshot(other)) == before
+    asked.dax.bind(asked.dax.drivers["kmem"], "dax0.0")
+    assert [sorted(machine.nodes[1].linked)[:4] for machine in (asked, other)] == [[32, 33, 34, 35], [36, 37, 38, 39]]
 
 
 # -- regions and devices
@@ -398,6 +446,30 @@ def test_mappings_that_are_refused(boot: Boot) -> None:
         else:
             assert refusal(bus, machine, "devices/dax0.0/mapping", "108000000-108000fff") == misaligned
         assert ranges(machine, "dax0.0") == ["0x100000000-0x107ffffff@0x0"]
+
+
+@ALL
+@pytest.mark.fact("10.5f")
+def test_all_of_the_addresses_are_an_empty_range(boot: Boot, rules: Rules) -> None:
+    """The kernel counts their bytes in 64 bits, and gets 0: a success for a device without ranges."""
+    machine = free(boot, rules)
+    assert refusal(bus, machine, "devices/dax0.0/mapping", "0-ffffffffffffffff") == "EBUSY"
+    bus(machine, "devices/dax0.0/size", "0")
+    bus(machine, "devices/dax0.0/mapping", "0-ffffffffffffffff")
+    assert ranges(machine, "dax0.0") == []
+
+
+@KERNELS
+@pytest.mark.fact("10.5b")
+def test_the_uevent_of_a_mapping_is_checked_and_nobody_hears_of_it(boot: Boot, rules: Rules) -> None:
+    """It takes what that of its device takes; but a mapping is on no bus."""
+    machine = reserve(boot, rules)
+    events = heard(machine)
+    for text in ("bogus", "change bogus"):
+        found = [refusal(bus, machine, f"devices/dax0.0/{file}", text) for file in ("uevent", "mapping0/uevent")]
+        assert found == ["EINVAL", "EINVAL"]
+    bus(machine, "devices/dax0.0/mapping0/uevent", "change")
+    assert (events, said(machine, "dax0.0/mapping0/uevent")) == ([], "")
 
 
 @KERNELS

@@ -22,8 +22,11 @@ from memhp import (
     NotifierBlock,
     NotifyResult,
     Rules,
+    Vetoed,
 )
+from memhp.errors import errno_name
 from memhp.kernel.drivers import DaxKmem, Dlpar, HyperVBalloon, Lmb, SclpMemory, XenBalloon
+from memhp.kernel.holdings import Allocation
 from memhp.units import Pfn
 from support import (
     ALL,
@@ -139,6 +142,45 @@ def test_a_range_with_a_block_online_leaks_at_unbind(boot: Boot, rules: Rules) -
     assert (device.leaked, sorted(machine.nodes[1].linked), len(list(machine.groups))) == (True, [32, 33], 1)
 
 
+@ALL
+@pytest.mark.fact("10.5")
+def test_a_device_that_is_bound_is_not_bound_again(boot: Boot, rules: Rules) -> None:
+    """EBUSY, and its group and what its node counts stay its own, so all of it goes when it is unbound: once."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK)])
+    assert refusal(device.unbind) == "ENODEV"
+    device.probe()
+    before = snapshot(machine)
+    assert refusal(device.probe) == "EBUSY"
+    assert (snapshot(machine), [sorted(group.blocks) for group in machine.groups]) == (before, [[32]])
+    device.unbind()
+    assert (list(machine.groups), refusal(device.unbind)) == ([], "ENODEV")
+    machine.add_memory(1, ROOM, BLOCK)
+    write(machine, "memory32/state", "online_movable")
+    assert machine.tiers.nodes == {4: {0, 1}}
+
+
+@ALL
+@pytest.mark.fact("10.5", "10.5i")
+def test_the_model_warns_where_unbinding_after_a_range_was_passed_over_crashes(
+    boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The range leaked, so it was passed over at the next bind; with its block offline a kernel would use the claim of nobody."""
+    machine = make(boot, rules)
+    device = DaxKmem(machine, 1, [(ROOM, BLOCK), (ROOM + 2 * BLOCK, BLOCK)])
+    device.probe()
+    write(machine, "memory34/state", "online_movable")
+    device.unbind()
+    device.probe()
+    assert ([claim.start for claim in device.claims], device.crashes_unbind()) == ([ROOM], False)
+    write(machine, "memory34/state", "offline")
+    assert device.crashes_unbind()
+    assert "a real kernel" not in caplog.text
+    device.unbind()
+    assert "dax0.0: a real kernel crashes now" in caplog.text
+    assert (sorted(machine.nodes[1].linked), device.claims) == ([34], [])
+
+
 @pytest.mark.fact("10.5", "3.20")
 def test_since_6_12_a_dax_device_may_hold_its_own_memmap(boot: Boot) -> None:
     """If it is told to; before, the option has no effect."""
@@ -252,6 +294,7 @@ def test_malformed_requests_are_einval_and_change_nothing(boot: Boot, rules: Rul
         "memory remove index 0x80000000",
     ]
     wrong += ["memory add indexed-count 2 0x80000002", "memory add indexed-count 5 0x80000000", "memory remove indexed-count 1 9"]
+    wrong += ["memory add indexed-count 0 0x80000000", "memory remove indexed-count 0 0x80000000"]
     assert [refusal(driver.write, text) for text in wrong] == ["EINVAL"] * len(wrong)
     assert (snapshot(machine), driver.device_tree_updates) == (before, 0)
 
@@ -293,6 +336,68 @@ def test_by_index_the_errno_is_that_of_what_went_wrong(boot: Boot, rules: Rules)
     assert assigned(driver) == "#..."
     refusing = Dlpar(machine, [Lmb(1, ROOM + 8 * BLOCK)], acquire=lambda lmb: False)
     assert refusal(refusing.write, "memory add index 1") == "EIO"
+
+
+@ALL
+@pytest.mark.parametrize("nid", [7, -1])
+@pytest.mark.fact("10.10")
+def test_an_lmb_of_a_node_that_is_not_possible_comes_to_the_first_one_that_is_online(boot: Boot, rules: Rules, nid: int) -> None:
+    """Node 1 is possible, and not online yet."""
+    machine = make(boot, rules)
+    driver = Dlpar(machine, [Lmb(1, ROOM, nid)])
+    driver.write("memory add index 1")
+    assert (assigned(driver), 32 in machine.nodes[0].linked) == ("#", True)
+
+
+@pytest.mark.parametrize(("text", "errno"), [("index 0x80000000", "EPERM"), ("indexed-count 1 0x80000000", "EINVAL")])
+def test_an_lmb_that_stays_online_when_mem_online_is_refused_is_assigned(
+    boot: Boot, caplog: pytest.LogCaptureFixture, text: str, errno: str
+) -> None:
+    """As documented, the refusal takes it offline, but somebody keeps a page; the error says so, and the LMB can be removed."""
+    machine, driver = partition(boot, Rules.DOCUMENTED)
+
+    def keep(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is not MEM_ONLINE:
+            return NOTIFY_OK
+        held.append(machine.alloc_pages(1, "unmovable", blocks=[32]))
+        return NOTIFY_BAD
+
+    held: list[Allocation] = []
+    callback = machine.hotplug_memory_notifier(keep)
+    with pytest.raises(HotplugError) as error:
+        driver.write(f"memory add {text}")
+    refused = error.value if isinstance(error.value, Vetoed) else error.value.__cause__
+    assert isinstance(refused, Vetoed)
+    assert (errno_name(error.value.errno or 0), refused.undone, refused.callback) == (errno, False, callback)
+    assert (assigned(driver), state(machine, 32)) == ("#...", "online")
+    assert "LMB 0x80000000 stays" in caplog.text
+    callback.unregister()
+    machine.free_pages(held[0])
+    dlpar(machine, "memory remove index 0x80000000")
+    dlpar(machine, "memory add index 0x80000000")
+    assert assigned(driver) == "#..."
+
+
+@pytest.mark.parametrize(
+    ("lmbs", "message"),
+    [
+        ([Lmb(1, ROOM + 4096)], "lmbs: start: '0x100001000' is not valid; expected a multiple of 0x8000000"),
+        ([Lmb(1, -BLOCK)], "lmbs: start: '-0x8000000' is not valid; expected a multiple of 0x8000000"),
+        ([Lmb(1, ROOM), Lmb(2, ROOM)], "lmbs: start: '0x100000000' is not valid; expected a multiple of 0x8000000 that no other"),
+        ([Lmb(1, ROOM), Lmb(1, ROOM + BLOCK)], "lmbs: drc_index: '0x1' is not valid; expected a number of 32 bits that no other"),
+        ([Lmb(1 << 32, ROOM)], "lmbs: drc_index: '0x100000000' is not valid; expected a number of 32 bits"),
+        ([Lmb("1", ROOM)], "lmbs: drc_index: '1' is not valid; expected the number of an LMB"),  # type: ignore[arg-type]
+        ([Lmb(1, ROOM, None)], "lmbs: nid: None is not valid; expected the number of a node"),  # type: ignore[arg-type]
+        ("12", "lmbs: '1' is not valid; expected an Lmb"),
+    ],
+)
+def test_lmbs_that_a_partition_can_not_have(boot: Boot, lmbs: list[Lmb], message: str) -> None:
+    """The error says which and why, before there is a file; a request could take such a one offline and go no further."""
+    machine = make(boot, Rules.LINUX_6_12)
+    with pytest.raises(InvalidInput) as error:
+        Dlpar(machine, lmbs)
+    assert message in str(error.value)
+    assert not machine.tree.exists("/sys/kernel/dlpar")
 
 
 @ALL

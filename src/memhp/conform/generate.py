@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from memhp.conform.generate_dax import DaxSteps
-from memhp.conform.generate_devices import DeviceSteps, Maker
+from memhp.conform.generate_devices import DeviceSteps
+from memhp.conform.generate_steps import Maker
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
 from memhp.kernel.acpi import Dimm
@@ -151,7 +152,7 @@ class _Generator:
         self.dimms: dict[str, list[Dimm]] = {}
         self.made = 0
         self.used: set[int] = set()
-        self.devices = DeviceSteps(self.random, self.machines, options, self._write, self._mark, self.used)
+        self.devices = DeviceSteps(self.random, self.machines, self._write, self._mark, self.used, options)
         self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used, self._follow)
         self.types = _TYPES_FOR_DRIVERS if "virtio_mem" in options or "soft_reserved" in options else _TYPES
         self.kinds: tuple[tuple[int, Maker], ...] = (

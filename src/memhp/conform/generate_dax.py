@@ -1,7 +1,8 @@
 """Random steps of dax devices; for :mod:`memhp.conform.generate`.
 
-Left out is what makes the kernels crash: a range more for a device that kmem has (read in ``drivers/dax/kmem.c``), and unbinding
-the only one that says what kind of memory a node has while other memory of the node is online (observed).
+Left out is what makes the kernels crash: a range more for a device that kmem has, unbinding one of which kmem has passed over a
+range whose blocks are offline (read in ``drivers/dax/kmem.c``), and unbinding the only one that says what kind of memory a node
+has while other memory of the node is online (observed).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from memhp.conform.generate_devices import Maker, Step
+from memhp.conform.generate_steps import Maker, Step, Steps
 from memhp.kernel import BlockState, Machine
 from memhp.kernel.dax import DaxRegion, DevDax
 from memhp.kernel.drivers import DaxKmem
@@ -44,17 +45,8 @@ _LEAK = 0.15
 _WILD = 0.3
 
 
-class DaxSteps:
-    """Makes steps of dax devices, and does each of them on the machines.
-
-    Args:
-        random_: decides.
-        machines: on which everything is done, and what each has follows.
-        write: makes and does a step that writes to a file.
-        mark: says that memory is coming or has come, whose ``struct page`` lie in what is online for the kernel.
-        used: numbers of blocks that can't be asked to leave.
-        follow: says what has to follow at once.
-    """
+class DaxSteps(Steps):
+    """Makes steps of dax devices; ``follow`` says what has to follow at once, the rest is as for :class:`Steps`."""
 
     def __init__(
         self,
@@ -65,16 +57,10 @@ class DaxSteps:
         used: set[int],
         follow: Callable[[list[Maker]], None],
     ) -> None:
-        self.random = random_
-        self._machines = machines
-        self._write = write
-        self._mark = mark
-        self._used = used
+        super().__init__(random_, machines, write, mark, used)
         self._follow = follow
         self._stay = {nid for _, nid in machines[0].boot_nodes}
         """Nodes that never lose all of their memory."""
-        self.kinds: tuple[tuple[int, Maker], ...] = ()
-        """Weights, and what makes a step or says that it can't now; nothing where there is no such device."""
         if machines[0].dax.regions:
             self.kinds = (
                 (12, self._bind),
@@ -109,12 +95,8 @@ class DaxSteps:
         return self.random.choice(self._machines[0].dax.regions)
 
     def _written(self, file: str, text: str, *, adds: bool = False) -> Step:
-        if adds:
-            self._mark()
-        step = self._write(file, text)
-        if adds:
-            self._mark()
-        return step
+        with self._marked(adds=adds):
+            return self._write(file, text)
 
     # -- drivers
 
@@ -147,7 +129,11 @@ class DaxSteps:
 
     def _crashes(self, machine: Machine, name: str) -> bool:
         device = machine.dax.find(name)
-        if device is None or not isinstance(device.bound, DaxKmem) or device.region.target_node in self._stay:
+        if device is None or not isinstance(device.bound, DaxKmem):
+            return False
+        if device.bound.crashes_unbind():
+            return True
+        if device.region.target_node in self._stay:
             return False
         return not _online_blocks(machine, name) and machine.tiers.forgets_used(device.region.target_node)
 

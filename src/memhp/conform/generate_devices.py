@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from memhp.conform.generate_steps import Maker, Step, Steps
 from memhp.errors import HotplugError, InvalidInput
 from memhp.kernel import BlockState, Machine
 from memhp.kernel.cpus import Cpu
@@ -14,11 +15,7 @@ from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
 from memhp.units import parse_size
 
-__all__ = ["DeviceSteps", "Maker", "Step"]
-
-Step = dict[str, Any]
-Maker = Callable[[], Step | None]
-"""Makes a step, or says that it can't now."""
+__all__ = ["DeviceSteps"]
 
 _GOING_OFFLINE = "/sys/kernel/debug/notifier-error-inject/memory/actions/MEM_GOING_OFFLINE/error"
 _CPU_WORDS = ("0", "0", "0", "1", "1", "1", "on", "off\n", "yes", "2", "x", "")
@@ -27,32 +24,19 @@ _WRONG = 0.06
 _GIVES_CPU = 0.6
 
 
-class DeviceSteps:
-    """Makes steps of devices, and does each of them on the machines.
-
-    Args:
-        random_: decides.
-        machines: on which everything is done, and what each has follows.
-        options: the scenario's machine.
-        write: makes and does a step that writes to a file.
-        mark: says that new memory is coming or has come, whose ``struct page`` lie in what is online for the kernel.
-        used: numbers of blocks that can't be asked to leave.
-    """
+class DeviceSteps(Steps):
+    """Makes steps of devices; ``options`` are the scenario's machine, the rest is as for :class:`Steps`."""
 
     def __init__(
         self,
         random_: random.Random,
         machines: Sequence[Machine],
-        options: dict[str, Any],
         write: Callable[[str, str], Step],
         mark: Callable[[], None],
         used: set[int],
+        options: dict[str, Any],
     ) -> None:
-        self.random = random_
-        self._machines = machines
-        self._write = write
-        self._mark = mark
-        self._used = used
+        super().__init__(random_, machines, write, mark, used)
         self._specs = [_spec(given, number) for number, given in enumerate(options.get("virtio_mem", ()))]
         self._devices = [Devices(machine, self._specs) for machine in machines]
         self._at_boot = machines[0].cpus.at_boot
@@ -60,8 +44,7 @@ class DeviceSteps:
         self._put_in: dict[int, list[Cpu]] = {}
         self.next: list[Maker] = []
         """What has to follow at once."""
-        self.kinds: tuple[tuple[int, Maker], ...] = ((2, self._huge_pages),)
-        """Weights, and what makes a step or says that it can't now."""
+        self.kinds = ((2, self._huge_pages),)
         if self._specs:
             self.kinds += ((12, self._resize), (2, self._mix), (2, self._overfill))
         if self._sockets > 1:
@@ -99,13 +82,10 @@ class DeviceSteps:
         if any(size < driver.plugged for driver in drivers) and self._holds_what_is_used():
             return None
         grows = any(size > driver.plugged for driver in drivers)
-        if grows:
-            self._mark()
-        for devices in self._devices:
-            with contextlib.suppress(HotplugError, InvalidInput):
-                devices.resize(spec.name, size)
-        if grows:
-            self._mark()
+        with self._marked(adds=grows):
+            for devices in self._devices:
+                with contextlib.suppress(HotplugError, InvalidInput):
+                    devices.resize(spec.name, size)
         return {"resize": {"name": spec.name, "size": f"{size >> 20}MiB"}}
 
     def _mix(self) -> Step | None:

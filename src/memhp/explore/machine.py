@@ -103,7 +103,7 @@ FIELDS = (
     *_fields(DaxRegion, lambda region: region.name, "devices seed youngest"),
     *_fields(DevDax, lambda device: device.name, "ranges align memmap_on_memory driver bound stale removed"),
     *_fields(DaxRange, lambda one: "dax range", "end"),
-    *_fields(DaxKmem, lambda device: device.name, "leaked", "claims"),
+    *_fields(DaxKmem, lambda device: device.name, "leaked _bound _group _used"),
     *_fields(SubBlocks, lambda mode: "virtio-mem", "left_over"),
 )
 """Every field that the machine changes while it runs, but for those in :data:`UNDECLARED`."""

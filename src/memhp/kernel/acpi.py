@@ -156,7 +156,7 @@ class AcpiMemory:
 
     def __init__(self, machine: Machine, slots: int) -> None:
         self._machine = machine
-        self._slots = Mutex("the hypervisor's slots")
+        self._slots = Mutex("the hypervisor's slots", interruptible=False)
         self.devices = tuple(MemoryDevice(number, machine.dep) for number in range(slots))
         self.enabled: bool = True
         self.run: Callable[[str, Callable[[], None]], object] = _start
@@ -164,7 +164,7 @@ class AcpiMemory:
     @property
     def dimms(self) -> list[Dimm]:
         """The DIMMs that are plugged in, by slot."""
-        return [device.dimm for device in self.devices if device.dimm is not None]
+        return [dimm for device in self.devices if (dimm := device.dimm) is not None]
 
     # -- the hypervisor
 
@@ -241,14 +241,25 @@ class AcpiMemory:
             with machine.locks.device_hotplug, machine.locks.acpi_scan:
                 for device_ in self.devices if rescans else (dimm.device,):
                     if device_.dimm is not None and not device_.attached:
-                        _attach(machine, device_, device_.dimm)
+                        self._attach(device_)
                 if rescans:
                     machine.uevents.emit("online", CONTAINER, subsystem="container")
                 dimm.reports.append(OstReport(OstSource.DEVICE_CHECK, Ost.SUCCESS))
         except BaseException:
-            if not dimm.device.attached:
-                _take_out(dimm)
+            self._take_out(dimm)
             raise
+
+    def _attach(self, device_: MemoryDevice) -> None:
+        # Under the lock, lest whoever put the DIMM there gives up and takes it out meanwhile.
+        with self._slots:
+            if device_.dimm is not None:
+                _attach(self._machine, device_, device_.dimm)
+
+    def _take_out(self, dimm: Dimm) -> None:
+        with self._slots:
+            if dimm.device.dimm is dimm and not dimm.device.attached:
+                dimm.plugged = False
+                dimm.device.dimm = None
 
     def eject(self, dimm: Dimm, source: OstSource) -> None:
         """The DIMM shall go (``acpi_device_hotplug`` and below): try, and report.
@@ -257,8 +268,8 @@ class AcpiMemory:
             HotplugError: as :meth:`memhp.Machine.unplug_dimm`.
         """
         machine = self._machine
-        if not isinstance(dimm, Dimm):
-            raise InvalidInput(dimm, "unplug_dimm", "a DIMM, as plug_dimm() gives it")
+        if not isinstance(dimm, Dimm) or dimm.device not in self.devices:
+            raise InvalidInput(dimm, "unplug_dimm", "a DIMM of this machine, as plug_dimm() gives it")
         with machine.locks.device_hotplug, machine.locks.acpi_scan:
             if not dimm.plugged:
                 raise HotplugError(errno.ENODEV, f"{dimm!r} is not plugged in")
@@ -281,7 +292,7 @@ class AcpiMemory:
             _take_away(self._machine, device, dimm)
             _drop_group(self._machine, device)
             device.attached = False
-        _take_out(dimm)
+        self._take_out(dimm)
 
     def schedule_eject(self, dimm: Dimm) -> None:
         """Eject in a thread of the kernel's own; how it ends is told to the firmware and to the log alone."""
@@ -419,11 +430,6 @@ def _holds(back: list[MemoryBlock], lost: list[MemoryBlock]) -> str:
     if lost:
         parts.append(f"memory{format_ids(block.id for block in lost)} could not be brought online again")
     return ", ".join(parts) or "nothing was taken offline"
-
-
-def _take_out(dimm: Dimm) -> None:
-    dimm.plugged = False
-    dimm.device.dimm = None
 
 
 def _start(name: str, work: Callable[[], None]) -> None:

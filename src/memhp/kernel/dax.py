@@ -150,17 +150,18 @@ class DevDax:
 
         Raises:
             HotplugError: ENXIO, the size is not aligned (Linux 6.12 says nothing, and does nothing); ENOMEM, not free in its
-                region; EBUSY, an empty range beside others.
+                region; EBUSY, an empty range beside others. One of 2^64 bytes is empty, too, because the kernel's u64 wraps.
         """
         whole_number(start, "start")
         whole_number(end, "end")
+        size = (end - start + 1) % (1 << 64)
         with self.region.device_lock, self.device_lock:
             self._check_present()
-            if not self.takes(end - start + 1):
+            if not self.takes(size):
                 if self.region.says_misaligned:
                     raise HotplugError(errno.ENXIO, f"{self.name}: {start:#x}-{end:#x} has not the size for its alignment")
                 return
-            if end == start - 1:
+            if not size:
                 if self.ranges:
                     raise HotplugError(errno.EBUSY, f"{self.name}: an empty range beside others")
                 return
@@ -272,7 +273,8 @@ class DaxRegion:
             if not self.available:
                 raise HotplugError(errno.ENOSPC, f"dax devices have all of region {self.id}")
             device = self.make(maker)
-            self.seed = self.seed or device
+            if self.seed is None:  # else it may be the driver's, which forgets it under the device's lock alone
+                self.seed = device
             self.youngest = device
         return device
 
@@ -298,8 +300,10 @@ class DaxRegion:
                 raise HotplugError(errno.EBUSY, f"{name} {reason}")
             victim.removed = True
             self.devices = {number: device for number, device in self.devices.items() if device is not victim}
-            self.seed = None if self.seed is victim else self.seed
-            self.youngest = None if self.youngest is victim else self.youngest
+            if self.seed is victim:
+                self.seed = None
+            if self.youngest is victim:
+                self.youngest = None
             tell(victim)
 
     def has_free(self, start: int, end: int) -> bool:

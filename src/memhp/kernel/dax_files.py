@@ -215,5 +215,5 @@ _MAPPING_FILES = {
     "start": _of_mapping(lambda mapping: mapping.start),
     "end": _of_mapping(lambda mapping: mapping.end),
     "page_offset": _of_mapping(lambda mapping: mapping.page_offset),
-    "uevent": Attribute(0o644, lambda machine, mapping: "", lambda machine, mapping, text: None),
+    "uevent": uevent_of("", None),  # a mapping is on no bus, so nobody hears of it (dev_uevent_filter())
 }

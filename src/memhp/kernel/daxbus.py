@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import logging
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -30,7 +31,10 @@ __all__ = ["MAJOR", "DaxBus", "DaxDriver", "DeviceDaxDriver", "KmemDriver"]
 
 MAJOR = 253
 """Of the nodes in /dev; the kernel takes a number that is free (observed)."""
-_ID = re.compile(r"dax[+-]?\d+\.[+-]?\d+")
+_ID = re.compile(r"dax-?[0-9]{1,10}\.-?[0-9]{1,10}")
+"""What %d of sprintf() can write."""
+
+_log = logging.getLogger("memhp.kernel")
 
 
 class DaxDriver(abc.ABC):
@@ -188,12 +192,27 @@ class DaxBus:
     # -- devices come and go
 
     def create(self, region: DaxRegion) -> DevDax:
-        """Make a device of a region; it has nothing yet. Raises as :meth:`DaxRegion.create`."""
-        return region.create(self._make)
+        """Make a device of a region; it has nothing yet.
+
+        Raises:
+            HotplugError: as :meth:`DaxRegion.create`.
+            InvalidInput: no region of this machine.
+        """
+        return self._own(region).create(self._make)
 
     def delete(self, region: DaxRegion, name: str) -> None:
-        """Delete a device that has nothing. Raises as :meth:`DaxRegion.delete`."""
-        region.delete(sysfs_word(name), self._go)
+        """Delete a device that has nothing.
+
+        Raises:
+            HotplugError: as :meth:`DaxRegion.delete`.
+            InvalidInput: no region of this machine.
+        """
+        self._own(region).delete(sysfs_word(name), self._go)
+
+    def _own(self, region: DaxRegion) -> DaxRegion:
+        if region not in self.regions:
+            raise InvalidInput(region, "region", "a region of this machine")
+        return region
 
     def _make(self, region: DaxRegion, number: int) -> DevDax:
         with self._lock:
@@ -217,6 +236,7 @@ class DaxBus:
         Raises:
             HotplugError: ENODEV, no such device, or not one for this driver; EBUSY, a driver has it; ENXIO, it has no memory; or
                 what :meth:`DaxDriver.probe` raises.
+            InvalidInput: no driver of this machine.
         """
         taker, device = self._driver(driver), self._named(name)
         if not taker.matches(device):
@@ -229,6 +249,7 @@ class DaxBus:
 
         Raises:
             HotplugError: ENODEV, no such device, or this driver does not have it.
+            InvalidInput: no driver of this machine.
         """
         giver, device = self._driver(driver), self._named(name)
         with device.device_lock:
@@ -243,7 +264,7 @@ class DaxBus:
         """Tell a driver of a device, and let it take all that it can have now; what it can't take is no error.
 
         Raises:
-            InvalidInput: no name of a dax device.
+            InvalidInput: no name of a dax device, or no driver of this machine.
         """
         told = self._driver(driver)
         with self._lock:
@@ -254,7 +275,7 @@ class DaxBus:
         """Tell a driver that a device is not for it; one that it has it keeps.
 
         Raises:
-            InvalidInput: no name of a dax device.
+            InvalidInput: no name of a dax device, or no driver of this machine.
         """
         told = self._driver(driver)
         with self._lock:
@@ -269,16 +290,24 @@ class DaxBus:
         """
         device = self._named(name)
         for driver in self.drivers.values():
-            if driver.matches(device):
-                with contextlib.suppress(HotplugError):
-                    self._probe(driver, device)
-                    return
+            if self._offer(driver, device):
+                return
 
     def _attach(self, driver: DaxDriver) -> None:
         for device in self._devices:
-            if driver.matches(device):
-                with contextlib.suppress(HotplugError):
-                    self._probe(driver, device)
+            self._offer(driver, device)
+
+    def _offer(self, driver: DaxDriver, device: DevDax) -> bool:
+        # Why a driver fails the log alone says, loudly unless it only says that the device is not for it (really_probe()).
+        if device.driver or not driver.matches(device):
+            return False
+        try:
+            self._probe(driver, device)
+        except HotplugError as error:
+            level = logging.DEBUG if error.errno in {errno.ENODEV, errno.ENXIO} else logging.WARNING
+            _log.log(level, "%s: probe of %s failed: %s", driver.name, device.name, error)
+            return False
+        return True
 
     def _probe(self, driver: DaxDriver, device: DevDax) -> None:
         with device.device_lock:
@@ -295,9 +324,9 @@ class DaxBus:
             self.emit("bind", device)
 
     def _driver(self, value: DaxDriver | str) -> DaxDriver:
-        found = value if isinstance(value, DaxDriver) else self.drivers.get(value)
+        found = next((driver for driver in self.drivers.values() if value in (driver, driver.name)), None)
         if found is None:
-            raise InvalidInput(value, "driver", f"one of {', '.join(self.drivers) or 'none: nothing is soft-reserved'}")
+            raise InvalidInput(value, "driver", f"one of this machine: {', '.join(self.drivers) or 'nothing is soft-reserved'}")
         return found
 
     def _named(self, name: str) -> DevDax:

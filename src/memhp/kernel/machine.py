@@ -389,6 +389,7 @@ class Machine(Lookup):
         Raises:
             HotplugError: EBUSY a block can't go offline (the cause says why), EPERM ejecting is disabled, ENODEV it is not
                 plugged in. The DIMM stays, as does its memory.
+            InvalidInput: no DIMM of this machine.
         """
         self.acpi.eject(dimm, OstSource.EJECT_REQUEST)
 

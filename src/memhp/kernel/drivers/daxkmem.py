@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from memhp.errors import HotplugError
 from memhp.kernel.add import MhpFlags
+from memhp.kernel.blocks import BlockState
 from memhp.kernel.iomem import Resource, ResourceName
-from memhp.locking import current
+from memhp.locking import Mutex, current
 from memhp.locking.switch import ending_request
 from memhp.units import PAGE_SHIFT, whole_number
 
@@ -50,11 +51,18 @@ class DaxKmem:
         self.name = name
         self._ranges = [(whole_number(start, "dax/kmem: start"), whole_number(size, "dax/kmem: size")) for start, size in ranges]
         self._memmap = memmap_on_memory and machine.rules.value.drivers_since_6_12
+        self._lock = Mutex(f"{name}/kmem", machine.dep, lock_class="dax/kmem device_lock")
+        self._bound = False
         self._group: int | None = None
-        self.claims: list[Resource] = []
-        """The ranges that are in use as memory."""
+        self._used: dict[tuple[int, int], Resource | None] = {}
+        """The claim of each range, by its start and size once aligned; None if it was passed over."""
         self.leaked = False
         """Whether memory could not be removed at unbind; it stays until the machine boots anew."""
+
+    @property
+    def claims(self) -> list[Resource]:
+        """The ranges that are in use as memory."""
+        return [claim for claim in self._used.values() if claim is not None]
 
     @ending_request()
     def probe(self) -> None:
@@ -63,45 +71,51 @@ class DaxKmem:
         A range that fails after another one worked is passed over.
 
         Raises:
-            HotplugError: EINVAL, no node or nothing left after alignment; EBUSY, somebody has the first range; or what adding
-                it raised. Nothing is left behind then.
+            HotplugError: EINVAL, no node or nothing left after alignment; EBUSY, it is bound, or somebody has the first range; or
+                what adding it raised. Nothing is left behind then.
         """
-        ranges = [aligned for start, size in self._ranges if (aligned := self._aligned(start, size))[1] > 0]
-        if self._nid < 0 or not ranges:
-            message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
-            raise HotplugError(errno.EINVAL, message)
-        self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
+        with self._lock:
+            if self._bound:
+                raise HotplugError(errno.EBUSY, f"{self.name} is bound to kmem")
+            ranges = [aligned for start, size in self._ranges if (aligned := self._aligned(start, size))[1] > 0]
+            if self._nid < 0 or not ranges:
+                message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
+                raise HotplugError(errno.EINVAL, message)
+            self._bind(ranges)
+
+    def _bind(self, ranges: list[tuple[int, int]]) -> None:
+        mgid = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
         self._machine.tiers.claim_slow(self._nid)
-        leaked = len(self.claims)
-        for start, size in ranges:
-            self._use(start, size, further=len(self.claims) > leaked)
-
-    def _use(self, start: int, size: int, *, further: bool) -> None:
+        self._used = {}
         try:
-            # A part of the device is memory already if this is a further range; then Ctrl-C waits for the rest.
-            add = functools.partial(self._add, start, size)
-            self.claims.append(_insist(add) if further else add())
-        except HotplugError as error:
-            if not further:
-                self._let_go(failed=True)
-                raise
-            _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
+            for start, size in ranges:
+                self._used = {**self._used, (start, size): self._use(mgid, start, size)}
         except BaseException:
-            self._let_go(failed=True)
+            self._let_go(mgid, failed=True)
             raise
+        self._bound, self._group = True, mgid
 
-    def _let_go(self, *, failed: bool = False) -> None:
-        mgid, self._group = self._group, None
-        if mgid is not None:
-            self._machine.groups.drop(mgid)
-            self._machine.tiers.release_slow(self._nid, failed=failed)
+    def _use(self, mgid: int, start: int, size: int) -> Resource | None:
+        add = functools.partial(self._add, mgid, start, size)
+        if not self._used:
+            return add()
+        try:
+            # A part of the device is memory already, so Ctrl-C waits for the rest.
+            return _insist(add)
+        except HotplugError as error:
+            _log.warning("%s: %#x + %#x bytes are not used: %s", self.name, start, size, error)
+            return None
+
+    def _let_go(self, mgid: int, *, failed: bool = False) -> None:
+        self._machine.groups.drop(mgid)
+        self._machine.tiers.release_slow(self._nid, failed=failed)
 
     def _aligned(self, start: int, size: int) -> tuple[int, int]:
         block = self._machine.block_size
         first = -(-start // block) * block
         return first, (start + size) // block * block - first
 
-    def _add(self, start: int, size: int) -> Resource:
+    def _add(self, mgid: int, start: int, size: int) -> Resource:
         iomem = self._machine.iomem
         try:
             # Not busy, so that the memory can be a child of it.
@@ -110,7 +124,7 @@ class DaxKmem:
             raise HotplugError(errno.EBUSY, f"{self.name}: {error.strerror}") from error
         flags = MhpFlags.NID_IS_MGID | (MhpFlags.MEMMAP_ON_MEMORY if self._memmap else MhpFlags.NONE)
         try:
-            self._machine.add_memory_driver_managed(self._group or 0, start, size, _NAME, flags=flags)
+            self._machine.add_memory_driver_managed(mgid, start, size, _NAME, flags=flags)
         except BaseException:
             iomem.release(claim)
             raise
@@ -121,21 +135,42 @@ class DaxKmem:
         """Unbind the driver: remove each range whose blocks are all offline; one with an online block leaks.
 
         The group goes, and the node's memory is no slow memory any more, only if each of the device's ranges went; one that
-        was too small to be used counts as one that stays.
+        was too small to be used counts as one that stays. One that was passed over is left alone; where it has no block that is
+        online, a real kernel crashes (:meth:`crashes_unbind`), and a warning is logged.
+
+        Raises:
+            HotplugError: ENODEV, it is not bound.
         """
-        removed = 0
-        for claim in self.claims.copy():
-            try:
-                _insist(functools.partial(self._machine.remove_memory, claim.start, claim.size))
-            except HotplugError as error:
-                self.leaked = True
-                _log.warning("%s: %s can't be removed until the next boot: %s", self.name, claim, error)
-                continue
-            self._machine.iomem.release(claim)
-            self.claims.remove(claim)
-            removed += 1
-        if removed == len(self._ranges):
-            self._let_go()
+        with self._lock:
+            if not self._bound:
+                raise HotplugError(errno.ENODEV, f"kmem does not have {self.name}")
+            self._bound = False
+            if self.crashes_unbind():
+                _log.warning("%s: a real kernel crashes now, because it was bound without one of its ranges", self.name)
+            gone = [one for one, claim in self._used.items() if claim is not None and self._remove(claim)]
+            self._used = {one: claim for one, claim in self._used.items() if one not in gone}
+            if len(gone) == len(self._ranges) and self._group is not None:
+                self._let_go(self._group)
+
+    def crashes_unbind(self) -> bool:
+        """Say whether a real kernel would crash at :meth:`unbind`.
+
+        It removes the memory of a range that it had passed over, too, and if that succeeds it uses the claim, a null pointer.
+        """
+        return any(claim is None and self._all_offline(start, size) for (start, size), claim in self._used.items())
+
+    def _all_offline(self, start: int, size: int) -> bool:
+        return all(block.state is BlockState.OFFLINE for block in self._machine.blocks_within(start, size))
+
+    def _remove(self, claim: Resource) -> bool:
+        try:
+            _insist(functools.partial(self._machine.remove_memory, claim.start, claim.size))
+        except HotplugError as error:
+            self.leaked = True
+            _log.warning("%s: %s can't be removed until the next boot: %s", self.name, claim, error)
+            return False
+        self._machine.iomem.release(claim)
+        return True
 
 
 def _insist(act: Callable[[], T]) -> T:

@@ -18,9 +18,10 @@ from memhp.kernel import add, device
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.attributes import Attribute, Directory
 from memhp.kernel.kstrtox import kstrtoull
+from memhp.kernel.zones import NodeState
 from memhp.locking import current, requires
 from memhp.locking.switch import ending_request
-from memhp.units import BlockId, PhysAddr
+from memhp.units import BlockId, PhysAddr, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -39,9 +40,9 @@ class Lmb:
     """One logical memory block, as large as a memory block.
 
     Attributes:
-        drc_index: its number at the hypervisor.
-        start: its address.
-        nid: its node.
+        drc_index: its number at the hypervisor, of 32 bits; no other LMB has it.
+        start: its address, a multiple of the size of a memory block.
+        nid: its node; for one that is not possible the partition takes its first node that is online.
         assigned: whether the partition has it.
         reserved: whether it must not be touched.
     """
@@ -60,11 +61,14 @@ class Dlpar:
         machine: the partition.
         lmbs: its logical memory blocks, by address.
         acquire: asks the hypervisor for one; gives False if it says no.
+
+    Raises:
+        InvalidInput: an LMB is none, or has the index or the address of another one, or is no memory block.
     """
 
     def __init__(self, machine: Machine, lmbs: Sequence[Lmb], *, acquire: Callable[[Lmb], bool] = lambda lmb: True) -> None:
         self._machine = machine
-        self.lmbs = list(lmbs)
+        self.lmbs = _checked(lmbs, machine.block_size)
         self._acquire = acquire
         self.hints: list[int] = []
         """LMBs of which the hypervisor was told that they could not be removed."""
@@ -105,6 +109,7 @@ class Dlpar:
 
     def _try_all(self, candidates: list[Lmb], count: int, act: Callable[[Lmb], None], undo: Callable[[Lmb], None]) -> None:
         done: list[Lmb] = []
+        before = self._assigned()
         for lmb in candidates:
             try:
                 act(lmb)
@@ -112,30 +117,22 @@ class Dlpar:
                 _log.info("LMB %#x is passed over: %s", lmb.drc_index, error)
                 continue
             except BaseException:
-                self._undo(done, undo)
+                _undo(done, undo)
                 raise
             done.append(lmb)
             if len(done) == count:
                 return
-        holds = self._undo(done, undo)
-        raise HotplugError(errno.EINVAL, f"only {len(done)} of {count} LMBs worked, {holds}")
+        _undo(done, undo)
+        raise HotplugError(errno.EINVAL, f"only {len(done)} of {count} LMBs worked, {self._holds(before)}")
 
-    def _undo(self, done: list[Lmb], undo: Callable[[Lmb], None]) -> str:
-        # Says what is the case then.
-        lost: list[Lmb] = []
-        for lmb in done:
-            try:
-                undo(lmb)
-            except HotplugError as error:
-                _log.warning("LMB %#x could not be undone: %s", lmb.drc_index, error)
-                lost.append(lmb)
-            except BaseException as interrupt:
-                # The others must be undone before Ctrl-C takes effect.
-                _log.warning("LMB %#x could not be undone: interrupted", lmb.drc_index)
-                current().deferred = interrupt
-                lost.append(lmb)
-        which = ", ".join(f"{lmb.drc_index:#x}" for lmb in lost)
-        return f"and LMB {which} could not be undone" if lost else "so none was changed in the end"
+    def _assigned(self) -> set[Lmb]:
+        return {lmb for lmb in self.lmbs if lmb.assigned}
+
+    def _holds(self, before: set[Lmb]) -> str:
+        # What is the case after a rollback, for the error.
+        changed = self._assigned() ^ before
+        which = ", ".join(f"{lmb.drc_index:#x}" for lmb in self.lmbs if lmb in changed)
+        return f"and LMB {which} could not be undone" if changed else "so none was changed in the end"
 
     # -- by index: just that one
 
@@ -166,20 +163,21 @@ class Dlpar:
     def _range(self, count: int, index: int) -> list[Lmb]:
         first = self.lmbs.index(self._find(index))
         chosen = self.lmbs[first : first + count]
-        if len(chosen) < count or any(lmb.reserved for lmb in chosen):
-            raise HotplugError(errno.EINVAL, f"{count} LMBs from {index:#x} on: not that many, or one is reserved")
+        if not count or len(chosen) < count or any(lmb.reserved for lmb in chosen):
+            raise HotplugError(errno.EINVAL, f"{count} LMBs from {index:#x} on: none wanted, not that many, or one is reserved")
         return chosen
 
     def _try_range(self, chosen: list[Lmb], act: Callable[[Lmb], None], undo: Callable[[Lmb], None]) -> None:
         done: list[Lmb] = []
+        before = self._assigned()
         for lmb in chosen:
             try:
                 act(lmb)
             except BaseException as error:
-                holds = self._undo(done, undo)
+                _undo(done, undo)
                 if not isinstance(error, HotplugError):
                     raise
-                raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} failed, {holds}") from error
+                raise HotplugError(errno.EINVAL, f"LMB {lmb.drc_index:#x} failed, {self._holds(before)}") from error
             done.append(lmb)
 
     # -- one LMB
@@ -196,22 +194,68 @@ class Dlpar:
         _remove_lmb(self._machine, lmb)
 
 
+def _checked(lmbs: Sequence[Lmb], block_size: int) -> list[Lmb]:
+    checked: list[Lmb] = []
+    for lmb in lmbs:
+        if not isinstance(lmb, Lmb):
+            raise InvalidInput(lmb, "lmbs", "an Lmb")
+        index = whole_number(lmb.drc_index, "lmbs: drc_index", "the number of an LMB")
+        if not 0 <= index < 1 << 32 or any(index == other.drc_index for other in checked):
+            raise InvalidInput(hex(index), "lmbs: drc_index", "a number of 32 bits that no other LMB has")
+        start = whole_number(lmb.start, "lmbs: start", "an address")
+        if start < 0 or start % block_size or any(start == other.start for other in checked):
+            raise InvalidInput(hex(start), "lmbs: start", f"a multiple of {block_size:#x} that no other LMB has")
+        whole_number(lmb.nid, "lmbs: nid", "the number of a node")
+        checked.append(lmb)
+    return checked
+
+
+def _undo(done: list[Lmb], undo: Callable[[Lmb], None]) -> None:
+    for lmb in done:
+        try:
+            undo(lmb)
+        except HotplugError as error:
+            _log.warning("LMB %#x could not be undone: %s", lmb.drc_index, error)
+        except BaseException as interrupt:
+            # The others must be undone before Ctrl-C takes effect.
+            _log.warning("LMB %#x could not be undone: interrupted", lmb.drc_index)
+            current().deferred = interrupt
+
+
 @requires("device_hotplug")
 def _add_lmb(machine: Machine, lmb: Lmb) -> None:
     if lmb.assigned:
         raise HotplugError(errno.EINVAL, f"the partition has LMB {lmb.drc_index:#x} already")
     start, size = PhysAddr(lmb.start), machine.block_size
     flags = MhpFlags.MEMMAP_ON_MEMORY if machine.rules.value.drivers_since_6_12 else MhpFlags.NONE
-    [number] = add.add_memory(machine, lmb.nid, start, size, flags=flags)
+    [number] = add.add_memory(machine, _node_of(machine, lmb), start, size, flags=flags)
     block = machine.blocks[number]
     try:
         # Whatever auto_online_blocks says; if that has brought it online already, there is nothing to do.
         if block.offline:
             device.device_online(machine, block)
     except BaseException:
-        add.remove_memory(machine, start, size)
+        _take_back(machine, lmb)
         raise
     lmb.assigned = True
+
+
+def _node_of(machine: Machine, lmb: Lmb) -> int:
+    possible = lmb.nid in machine.node_states[NodeState.N_POSSIBLE]
+    return lmb.nid if possible else min(machine.node_states[NodeState.N_ONLINE])
+
+
+@requires("device_hotplug")
+def _take_back(machine: Machine, lmb: Lmb) -> None:
+    # The kernel stops with BUG() if it can't. What stays here, such as a block that is online because somebody kept its pages at
+    # a refusal of MEM_ONLINE, is the partition's, which can remove it later.
+    try:
+        add.remove_memory(machine, PhysAddr(lmb.start), machine.block_size)
+    except BaseException as error:
+        _log.warning("LMB %#x stays: %r", lmb.drc_index, error)
+        lmb.assigned = True
+        if not isinstance(error, Exception):
+            current().deferred = error
 
 
 @requires("device_hotplug")
