@@ -25,6 +25,7 @@ from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
 from memhp.kernel.kinds import PageKind
+from memhp.kernel.zones import Zone
 from support import ALL, BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
 
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
@@ -383,6 +384,27 @@ def test_nothing_is_unplugged_from_a_block_that_is_on_its_way_offline(boot: Boot
     machine.hotplug_memory_notifier(before_the_driver, priority=10)
     write(machine, "memory32/state", "offline")
     assert (ended, plugged(device)) == (["EBUSY"], {32: 128})
+
+
+def test_managed_pages_are_counted_under_the_lock_of_the_zones(boot: Boot) -> None:
+    """As elsewhere, so that no count is lost while another block comes to the zone or leaves it."""
+    counted: list[bool] = []
+
+    class Watched(Zone):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "managed":
+                counted.append(machine.pages.lock.held())
+            super().__setattr__(name, value)
+
+    machine = guest(boot)
+    machine.nodes[1].zones = tuple(Watched(1, zone.type) for zone in machine.nodes[1].zones)
+    counted.clear()
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    assert [want(device, size * MIB) for size in (128, 64, 96, 0)] == ["ok"] * 4
+    assert len(counted) > 4
+    assert all(counted)
 
 
 @ALL
