@@ -79,6 +79,14 @@ class MemhpError(Exception):
     """Root of every error that memhp raises on purpose."""
 
 
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of some thousands of digits
+        text = hex(value) if isinstance(value, int) else f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 class InvalidInput(MemhpError, ValueError):
     """A value is malformed; nothing was changed.
 
@@ -89,7 +97,7 @@ class InvalidInput(MemhpError, ValueError):
     """
 
     def __init__(self, value: object, where: str, expected: str) -> None:
-        shown = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}…"
+        shown = _shown(value)
         super().__init__(f"{where}: {f'{shown} is not valid; ' if value != where else ''}expected {expected}")
         self.value = value
         self.where = where

@@ -46,9 +46,10 @@ SUBSECTION_SIZE = 2 << 20
 PAGES_PER_SECTION = SECTION_SIZE >> PAGE_SHIFT
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:iB)?|B)?\s*", re.IGNORECASE)
-_DECIMAL = re.compile(r"\s*[\d.]+\s*[KMGTP]B\s*", re.IGNORECASE)
-_IDS = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+# 20 digits are what 64 bits have; Python refuses to read some thousands.
+_SIZE = re.compile(r"\s*([0-9]{1,20})(?:\.([0-9]{1,20}))?\s*(?:([KMGTP])(?:iB)?|B)?\s*", re.IGNORECASE)
+_DECIMAL = re.compile(r"\s*[0-9.]+\s*[KMGTP]B\s*", re.IGNORECASE)
+_IDS = re.compile(r"\s*([0-9]{1,20})\s*(?:-\s*([0-9]{1,20})\s*)?")
 
 
 def whole_number(value: object, where: str, expected: str = "a number of bytes") -> int:
@@ -94,21 +95,26 @@ def parse_size(value: object, where: str = "size") -> int:
     blocks never are such sizes.
 
     Raises:
-        InvalidInput: not a size, negative, or not a whole number of bytes.
+        InvalidInput: not a size, negative, not a whole number of bytes, or more than 64 bits have.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return int(value)
-    if isinstance(value, str):
-        if re.fullmatch(r"\s*0[xX][0-9a-fA-F]+\s*", value):
-            return int(value, 16)
-        match = None if _DECIMAL.fullmatch(value) else _SIZE.fullmatch(value)
-        if match:
-            whole, fraction, unit = match.groups()
-            unit_bytes = _UNITS[(unit or "").upper()]
-            part, rest = divmod(int(fraction or 0) * unit_bytes, int(10 ** len(fraction or "")))
-            if rest == 0:
-                return int(whole) * unit_bytes + part
-    raise InvalidInput(value, where, "a size such as 128MiB, 4G or a number of bytes")
+    size = (
+        value if isinstance(value, int) and not isinstance(value, bool) else _size_of(value) if isinstance(value, str) else None
+    )
+    if size is None or not 0 <= size < 1 << 64:
+        raise InvalidInput(value, where, "a size such as 128MiB, 4G or a number of bytes")
+    return int(size)
+
+
+def _size_of(text: str) -> int | None:
+    if re.fullmatch(r"\s*0[xX][0-9a-fA-F]+\s*", text):
+        return int(text, 16)
+    match = None if _DECIMAL.fullmatch(text) else _SIZE.fullmatch(text)
+    if match is None:
+        return None
+    whole, fraction, unit = match.groups()
+    unit_bytes = _UNITS[(unit or "").upper()]
+    part, rest = divmod(int(fraction or 0) * unit_bytes, int(10 ** len(fraction or "")))
+    return int(whole) * unit_bytes + part if rest == 0 else None
 
 
 def format_size(size: int) -> str:

@@ -151,7 +151,14 @@ def test_an_empty_text_is_no_bool() -> None:
         parse_bool("", "x")
 
 
-@given(st.integers(0, 2**64))
+@pytest.mark.parametrize("text", [str(2**64), hex(2**64), "9" * 5000, "0" + "7" * 5000, "0x" + "f" * 5000])
+def test_a_number_of_more_than_64_bits_is_none(text: str) -> None:
+    """However long it is; Python's own limit of digits is not seen."""
+    with pytest.raises(InvalidInput):
+        parse_uint(text, "x")
+
+
+@given(st.integers(0, 2**64 - 1))
 def test_any_number_is_read_in_the_three_bases(number: int) -> None:
     """Decimal, hexadecimal and octal spell the same number."""
     assert [parse_uint(text, "x") for text in (f"{number}\n", f"{number:#x}\n", f"0{number:o}\n")] == [number] * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from memhp import InvalidInput
@@ -76,7 +76,27 @@ def test_a_size_is_read_in_bytes(text: object, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "G", "4GB", "4 kb", "4X", "-1", "- 1G", "1.5", "1.3K", ".5G", "1.G", "1,5G", "1e9", "0x", "4G4", "4iB"],
+    [
+        "",
+        " ",
+        "G",
+        "4GB",
+        "4 kb",
+        "4X",
+        "-1",
+        "- 1G",
+        "1.5",
+        "1.3K",
+        ".5G",
+        "1.G",
+        "1,5G",
+        "1e9",
+        "0x",
+        "4G4",
+        "4iB",
+        "16384P",
+        "٤G",
+    ],
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     """Decimal units, half bytes and signs are refused, and the error names place, value and a right one."""
@@ -86,9 +106,22 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     assert str(caught.value) == f"nodes[0]: {text!r} is not valid; expected a size such as 128MiB, 4G or a number of bytes"
 
 
+@pytest.mark.parametrize(
+    "size", ["9" * 5000, "0." + "5" * 5000 + "G", "0x1" + "0" * 5000, 1 << 64, pytest.param(10**5000, id="long")]
+)
+def test_a_size_of_more_than_64_bits_is_refused(size: object) -> None:
+    """However long it is: Python's own limit of digits is not seen, in the error neither."""
+    with pytest.raises(InvalidInput) as caught:
+        parse_size(size)
+    assert str(caught.value).startswith("size: ")
+    with pytest.raises(InvalidInput):
+        parse_ids(f"1-{size:x}" if isinstance(size, int) else size)
+
+
 @given(st.integers(0, 1 << 30), st.sampled_from([("", 0), ("B", 0), ("K", 10), ("MiB", 20), ("g", 30), (" TiB", 40), ("p", 50)]))
 def test_any_whole_number_of_any_unit_is_read(number: int, unit: tuple[str, int]) -> None:
-    """A number with a unit is the number shifted by the unit's power of two."""
+    """A number with a unit is the number shifted by the unit's power of two, up to 64 bits."""
+    assume(number << unit[1] < 1 << 64)
     assert parse_size(f"{number}{unit[0]}") == number << unit[1]
 
 

@@ -137,6 +137,9 @@ BAD_NODES: list[tuple[object, str]] = [
     ([{"memory": "1GiB", "distances": [10, 20]}], "nodes[0]: distances"),
     ([{"memory": "1GiB", "distances": [20, 10]}, 0], "nodes[0]: distances"),
     (["1000MiB", "1GiB"], "block_size"),
+    (["9" * 5000], "nodes[0]"),
+    (["4KiB"], "nodes: memory"),
+    (["64PiB"], "nodes: end of memory"),
     ([NodeSpec(memory=-4096)], "nodes"),
     ([NodeSpec(memory=-4096), "1GiB"], "nodes[0]"),
     ([NodeSpec(memory=GIB, cpus=-1)], "nodes[0]"),
@@ -149,6 +152,17 @@ def test_a_bad_node_is_an_error_that_names_its_place(nodes: Any, where: str) -> 
     with pytest.raises(InvalidInput) as caught:
         Machine.boot(nodes)
     assert caught.value.where.startswith(where)
+
+
+def test_the_room_for_new_memory_ends_where_addresses_can_be_mapped(boot: Boot) -> None:
+    """At 64 TiB, or 4 PiB with five levels of page tables; RAM of 64 TiB - 1 GiB, above the hole, leaves none of the former."""
+    spacious = boot(["128TiB"], physical_bits=52, five_level_paging=True, block_size="2GiB")
+    start = (128 << 40) + 2 * GIB  # above RAM, which ends 1 GiB above 128 TiB, on a block
+    assert spacious.room == (start, (4 << 50) - start)
+    assert spacious.plug_dimm(0, 2 * GIB).blocks == [start // (2 * GIB)]
+    full = boot([(64 << 40) - GIB], block_size="2GiB")
+    assert full.room == (64 << 40, 0)
+    assert refusal(full.plug_dimm, 0, 2 * GIB) == "ENOSPC"
 
 
 @pytest.mark.parametrize("size", ["64MiB", "100MiB", "3GiB", 0, "x", -BLOCK, True])

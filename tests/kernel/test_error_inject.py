@@ -138,6 +138,22 @@ def test_the_error_file_reads_numbers_as_the_kernel_does(boot: Boot) -> None:
     assert machine.tree.read(GOING_OFFLINE) == "0\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("18446744073709551616x", "ERANGE"),
+        ("-18446744073709551616x", "ERANGE"),
+        ("18446744073709551615x", "EINVAL"),
+        ("-18446744073709551615", "ERANGE"),
+        ("-+1", "EINVAL"),
+        ("+-1", "EINVAL"),
+    ],
+)
+def test_what_overflows_is_found_before_what_follows_it(boot: Boot, text: str, expected: str) -> None:
+    """Of a signed number too (lib/kstrtox.c)."""
+    assert refusal(with_modules(boot).tree.write, GOING_ONLINE, text) == expected
+
+
 @pytest.mark.fact("11.3")
 def test_the_callback_answers_what_was_written(boot: Boot) -> None:
     """At its priority, and for its two actions only."""

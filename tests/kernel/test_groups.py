@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memhp import Machine, MhpFlags, Rules
+from memhp.kernel.boot import Parameters
 from memhp.units import Pfn
 from support import ALL, BLOCK, GIB, PARAMETERS, Boot, refusal, snapshot, valid_zones, write
 
@@ -293,6 +294,29 @@ def test_numa_aware_counts_the_groups_of_the_node_alone(boot: Boot, rules: Rules
     assert defaults(machine, 40) == ["Movable"]
     machine.add_memory(0, 2 * ROOM, BLOCK)
     assert defaults(machine, 64) == ["Normal"]
+
+
+@ALL
+def test_a_ratio_that_becomes_0_during_a_decision_does_not_count_for_it(boot: Boot, rules: Rules) -> None:
+    """Its file is written without a lock; each decision goes by what it read first, the next one by 0."""
+
+    class Written(Parameters):
+        @property
+        def auto_movable_ratio(self) -> int:
+            return ratios.pop(0)
+
+        @auto_movable_ratio.setter
+        def auto_movable_ratio(self, value: int) -> None:
+            pass
+
+    machine = automatic(boot, rules, 301)
+    for _ in range(2):
+        machine.groups.register_dynamic(1, PAGES)
+    machine.add_memory(1, ROOM, BLOCK)
+    machine.parameters = Written.of(POLICY, rules)
+    ratios = [301, 0, 0, 0]
+    assert defaults(machine, 32) == ["Movable"]
+    assert defaults(machine, 32) == ["Normal"]
 
 
 @pytest.mark.fact("6.7")

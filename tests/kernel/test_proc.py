@@ -12,7 +12,7 @@ from memhp import DirTree, HotplugError, PageKind, PageRefusal, Rules
 from memhp.kernel.watermarks import batch_of, protection_of, stat_threshold, watermarks_of
 from memhp.kernel.zones import ZoneType
 from page_checker import check_pages
-from support import GIB, Boot, Log, rounds, three
+from support import GIB, Boot, Log, refusal, rounds, three
 
 REAL = Path(__file__).parent.parent / "data" / "proc"
 """Files of Debian's kernels, read in a guest with two nodes of 1 GiB and one CPU each."""
@@ -215,6 +215,10 @@ def test_the_pool_of_huge_pages(boot: Boot) -> None:
     assert int(tree.read(f"{size}/nr_hugepages")) == 511  # of 512: the first has holes
     tree.write(f"{size}/nr_hugepages", "0")
     assert tree.read(f"{size}/nr_hugepages") == "0\n"
+    tree.write(f"{size}/nr_hugepages", "010")  # read with base 10, unlike most files (nr_hugepages_store_common())
+    assert tree.read(f"{size}/nr_hugepages") == "10\n"
+    assert refusal(tree.write, f"{size}/nr_hugepages", "0x10") == "EINVAL"
+    tree.write(f"{size}/nr_hugepages", "0")
     check_pages(machine)
 
 

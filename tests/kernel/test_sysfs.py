@@ -408,6 +408,10 @@ def test_the_parameters_at_boot(boot: Boot, rules: Rules) -> None:
         ("auto_movable_ratio", "0", "0\n"),
         ("auto_movable_ratio", "4294967295", "4294967295\n"),
         ("auto_movable_ratio", "4294967296", "ERANGE"),
+        ("auto_movable_ratio", "4294967296 junk", "EINVAL"),
+        ("auto_movable_ratio", "18446744073709551616 junk", "ERANGE"),
+        ("auto_movable_ratio", "0x10000000000000000g", "ERANGE"),
+        ("auto_movable_ratio", "9" * 4095, "ERANGE"),
         ("auto_movable_ratio", "-1", "EINVAL"),
         ("auto_movable_ratio", "many", "EINVAL"),
         ("auto_movable_ratio", "3 0", "EINVAL"),
@@ -423,7 +427,10 @@ def test_the_parameters_at_boot(boot: Boot, rules: Rules) -> None:
     ],
 )
 def test_what_a_parameter_takes(boot: Boot, name: str, text: str, outcome: str) -> None:
-    """A number in any base, a bool by its first character, one of two policies; else an errno and no change."""
+    """A number in any base, a bool by its first character, one of two policies; else an errno and no change.
+
+    What overflows 64 bits is ERANGE whatever follows it, what overflows 32 only if nothing does (lib/kstrtox.c).
+    """
     machine = boot("1GiB")
     path = f"{PARAMETERS}/{name}"
     before = snapshot(machine)

@@ -24,6 +24,8 @@ from memhp import (
 from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
+from memhp.kernel.kinds import PageKind
+from memhp.kernel.zones import Zone
 from support import ALL, BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
 
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
@@ -195,6 +197,41 @@ def test_movable_pages_move_out_of_the_way_and_others_are_passed_over(boot: Boot
     assert (device.queued, device.work(), blocks(machine)) == (True, "ok", {})
 
 
+def huge_pages(machine: Machine, node: int, name: str) -> int:
+    return int(machine.tree.read(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{name}"))
+
+
+@ALL
+@pytest.mark.parametrize("kind", ["hugetlb-free", "hugetlb-reserved"])
+def test_huge_pages_that_nobody_uses_are_replaced_on_their_node(boot: Boot, rules: Rules, kind: str) -> None:
+    """The pool keeps its size and node, unlike when a block goes offline; EBUSY if that node has no room (__GFP_THISNODE)."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 256 * MIB)
+    pool = machine.alloc_pages(64 * 512, kind, blocks=[33], owner="pool")
+    assert (want(device, 128 * MIB), plugged(device), pool.blocks) == ("ok", {32: 128}, [32])
+    assert (huge_pages(machine, 1, "nr_hugepages"), huge_pages(machine, 0, "nr_hugepages")) == (64, 0)
+    before = machine.pages.count_free()
+    assert (want(device, 0), plugged(device), pool.blocks) == ("EBUSY", {32: 128}, [32])
+    assert (pool.nr_pages, machine.pages.count_free()) == (64 * 512, before)
+    machine.free_pages(pool)
+    device.timer_expired()
+    assert (device.work(), blocks(machine)) == ("ok", {})
+
+
+def test_huge_pages_of_the_pool_that_were_taken_one_by_one_are_replaced_too(boot: Boot) -> None:
+    """They stay on their node, and are as many as before."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 256 * MIB)
+    cache = machine.alloc_pages(32768, blocks=[32], owner="cache")
+    pool = [machine.pages.alloc_pages(9, PageKind.HUGETLB_FREE, node=1) for _ in range(8)]
+    assert [page.blocks for page in pool] == [[33]] * 8
+    machine.free_pages(cache)
+    assert (want(device, 128 * MIB), [page.blocks for page in pool]) == ("ok", [[32]] * 8)
+    assert len({page.pfn for page in pool}) == huge_pages(machine, 1, "nr_hugepages") == 8
+
+
 @pytest.mark.fact("10.7")
 def test_each_retry_waits_twice_as_long(boot: Boot) -> None:
     """From 50 s up to 300 s; a success begins anew."""
@@ -329,6 +366,45 @@ def test_the_driver_s_mutex_is_held_from_going_to_the_end(boot: Boot, rules: Rul
     until_parked(worker)
     machine.pages.unpin(held)
     assert (admin.result(), worker.result(), plugged(device)) == (7, "ok", {32: 64})
+
+
+@ALL
+def test_nothing_is_unplugged_from_a_block_that_is_on_its_way_offline(boot: Boot, rules: Rules) -> None:
+    """Its pageblocks are isolated before the driver hears of it, and can't be a second time (start_isolate_page_range)."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    ended: list[str] = []
+
+    def before_the_driver(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_OFFLINE:
+            ended.append(want(device, 64 * MIB))
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(before_the_driver, priority=10)
+    write(machine, "memory32/state", "offline")
+    assert (ended, plugged(device)) == (["EBUSY"], {32: 128})
+
+
+def test_managed_pages_are_counted_under_the_lock_of_the_zones(boot: Boot) -> None:
+    """As elsewhere, so that no count is lost while another block comes to the zone or leaves it."""
+    counted: list[bool] = []
+
+    class Watched(Zone):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "managed":
+                counted.append(machine.pages.lock.held())
+            super().__setattr__(name, value)
+
+    machine = guest(boot)
+    machine.nodes[1].zones = tuple(Watched(1, zone.type) for zone in machine.nodes[1].zones)
+    counted.clear()
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    assert [want(device, size * MIB) for size in (128, 64, 96, 0)] == ["ok"] * 4
+    assert len(counted) > 4
+    assert all(counted)
 
 
 @ALL

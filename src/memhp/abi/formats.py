@@ -6,11 +6,20 @@ import re
 
 from memhp.errors import InvalidInput
 
-__all__ = ["parse_bool", "parse_hex", "parse_uint", "sysfs_word"]
+__all__ = ["OVERFLOW", "leading_uint", "parse_bool", "parse_hex", "parse_uint", "sysfs_word"]
+
+OVERFLOW = 1 << 64
+"""What stands for every number of more than 64 bits."""
 
 _TRUE = frozenset("yYtT1")
 _FALSE = frozenset("nNfF0")
-_UINT = re.compile(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
+_DIGITS = {
+    0: re.compile(r"(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))"),
+    10: re.compile(r"0*(?P<decimal>[0-9]+)"),
+    16: re.compile(r"(?:0[xX])?(?P<hex>[0-9a-fA-F]+)"),
+}
+_BASES = {"hex": 16, "octal": 8, "decimal": 10}
+_MOST_DIGITS = 20  # of a decimal number of 64 bits; Python refuses to read some thousands
 
 
 def sysfs_word(text: str) -> str:
@@ -34,19 +43,30 @@ def parse_bool(text: str, where: str) -> bool:
     raise InvalidInput(text, where, "a bool: y, t, 1, on or n, f, 0, off")
 
 
+def leading_uint(text: str, base: int = 0) -> tuple[int | None, str]:
+    """Read the digits that a text begins with, by ``base`` 10, 16 or 0, which is auto; gives what follows them, too.
+
+    The number is None if there is no digit, and OVERFLOW if it has more than 64 bits (``_parse_integer``).
+    """
+    digits = text.removeprefix("+")
+    match = _DIGITS[base].match(digits)
+    if match is None:
+        return None, text
+    kind = str(match.lastgroup)
+    too_long = kind == "decimal" and len(match[kind]) > _MOST_DIGITS
+    return OVERFLOW if too_long else min(int(match[kind], _BASES[kind]), OVERFLOW), digits[match.end() :]
+
+
 def parse_uint(text: str, where: str) -> int:
     """Read an unsigned number with base auto (``0x10``, ``020`` and ``16`` are the same), one newline allowed.
 
     Raises:
-        InvalidInput: not such a number.
+        InvalidInput: not such a number, or it has more than 64 bits.
     """
-    match = _UINT.fullmatch(text.removesuffix("\n"))
-    if not match:
+    number, rest = leading_uint(text)
+    if number is None or number == OVERFLOW or rest not in {"", "\n"}:
         raise InvalidInput(text, where, "an unsigned number, decimal, 0x… or 0…")
-    digits = match[1]
-    if digits[:2] in {"0x", "0X"}:
-        return int(digits, 16)
-    return int(digits, 8) if digits[0] == "0" and len(digits) > 1 else int(digits)
+    return number
 
 
 def parse_hex(text: str, where: str) -> int:

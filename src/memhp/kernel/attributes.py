@@ -311,7 +311,7 @@ BLOCK_FILES = {
 
 
 def _store_nr_hugepages(machine: Machine, node: Node, text: str) -> None:
-    set_nr_hugepages(machine, node, kstrtoull(text, "nr_hugepages"))
+    set_nr_hugepages(machine, node, kstrtoull(text, "nr_hugepages", base=10))
 
 
 def _store_demote_size(machine: Machine, node: Node, text: str) -> None:

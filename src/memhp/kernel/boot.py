@@ -19,6 +19,7 @@ __all__ = [
     "NodeSpec",
     "Parameters",
     "Plan",
+    "mappable_end",
     "online_type_of",
     "parse_policy",
 ]
@@ -208,6 +209,11 @@ class BootBlock:
     """Whether the real kernel finds it in several zones or nodes, whatever its addresses say."""
 
 
+def mappable_end(*, five_level_paging: bool) -> int:
+    """Say where the addresses end that can be mapped (x86-64, by levels of page tables)."""
+    return 1 << (52 if five_level_paging else 46)
+
+
 @dataclass(slots=True)
 class Plan:
     """Everything that a machine needs to begin; what :class:`~memhp.kernel.machine.Machine` is made of."""
@@ -218,7 +224,8 @@ class Plan:
     blocks: list[BootBlock]
     parameters: Parameters
     room_start: int
-    room_size: int
+    room_size: int | None = None
+    """Bytes; None is as much as can be mapped."""
     slots: int = 16
     """Slots for DIMMs."""
     physical_bits: int = 46
@@ -232,3 +239,13 @@ class Plan:
     """The firmware's list of memory as (start, end, type), the end inclusive; None makes one from the blocks."""
     soft_reserved: tuple[tuple[int, int, int], ...] = ()
     """What the firmware keeps for a purpose (EFI_MEMORY_SP) as (node, start, end), the end exclusive, ascending."""
+
+    @property
+    def mappable(self) -> int:
+        """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
+        return mappable_end(five_level_paging=self.five_level_paging)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Where there is room for new memory, and how many bytes."""
+        return self.room_start, self.mappable - self.room_start if self.room_size is None else self.room_size

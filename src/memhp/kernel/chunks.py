@@ -404,25 +404,28 @@ class Chunks:
             return None
         if holder.kind.leaving is not Leaving.MIGRATES or (holder.pins and not hard):
             return holder
-        head = self.map.head_of(pfn)
-        section = self._section(head)
         if not hard:
-            block.isolated = True  # so that it moves to another block
-            self.pages.set_isolated([block], isolated=True)
-            try:
-                order = holder.order if isinstance(holder, Page | PageArray) else 0
-                one = np.array([head], np.int64)
-                zones = self.pages.zones(MigrateType.MOVABLE, block.nid)
-                kept = self.move(section, one, order, zones)
-            finally:
-                self.pages.set_isolated([block], isolated=False)
-            return holder if len(kept) else None
+            moved = self.move_out(block, pfn, self.pages.zones(MigrateType.MOVABLE, block.nid))
+            return None if moved else holder
+        head = self.map.head_of(pfn)
         with self.cpu_lock:
             order = self.map.lose(pfn)
         block.poisoned.discard(pfn)  # who asks for it takes it in a moment
-        self._give_bits(section.nr, ((1 << (1 << order)) - 1) << head % PAGES_PER_SECTION)
+        self._give_bits(head // PAGES_PER_SECTION, ((1 << (1 << order)) - 1) << head % PAGES_PER_SECTION)
         block.poisoned.add(pfn)
         return None
+
+    def move_out(self, block: MemoryBlock, pfn: Pfn, zones: list[Zone]) -> bool:
+        """Move the chunk that a page is in to another block; False if the zones have no room. Called with the lock held."""
+        head, holder = self.map.head_of(pfn), self.map.holder_of(pfn)
+        order = holder.order if isinstance(holder, Page | PageArray) else 0
+        block.isolated = True
+        self.pages.set_isolated([block], isolated=True)
+        try:
+            kept = self.move(self._section(head), np.array([head], np.int64), order, zones)
+        finally:
+            self.pages.set_isolated([block], isolated=False)
+        return not len(kept)
 
     def move(self, section: Section, old: Pfns, order: int, zones: list[Zone]) -> Pfns:
         """Move chunks of a section, all of one order; gives those for which there is no room."""

@@ -153,11 +153,12 @@ def _withhold(machine: Machine, block: MemoryBlock, parts: list[tuple[Pfn, int, 
         block.unmanaged = sum(nr_pages for _, nr_pages, _ in parts)
 
 
-def adjust_managed_page_count(block: MemoryBlock, nr_pages: int) -> None:
+def adjust_managed_page_count(machine: Machine, block: MemoryBlock, nr_pages: int) -> None:
     """Note that a driver gave pages of an online block to the allocator, or took them if ``nr_pages`` is negative."""
-    block.unmanaged -= nr_pages
-    for zone in {zone for zone, _, _ in block.present}:
-        zone.managed += nr_pages
+    with machine.pages.lock:  # other blocks may come to the zone and leave it meanwhile
+        block.unmanaged -= nr_pages
+        for zone in {zone for zone, _, _ in block.present}:
+            zone.managed += nr_pages
 
 
 def _usable(block: MemoryBlock) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState
-from memhp.kernel.boot import BootBlock, NodeSpec, Parameters, Plan
+from memhp.kernel.boot import BootBlock, NodeSpec, Parameters, Plan, mappable_end
 from memhp.kernel.firmwaremap import RESERVED
 from memhp.kernel.iomem import SYSTEM_RAM
 from memhp.kernel.rules import Rules
@@ -71,21 +71,23 @@ def plan_from_spec(
         InvalidInput: no node, no memory, a size that is no multiple of the page size, a block size that is no power of
             two from 128 MiB on, or something else that is malformed; with its place.
     """
+    switches = {"five_level_paging": five_level_paging, "memory_probe": memory_probe, "hypervisor": hypervisor}
+    _check_options(slots, physical_bits, switches)
     specs = _node_specs(nodes)
     ranges = _lay_out(specs)
+    _check_end(max(end for _, _, end in ranges), _reach(physical_bits, five_level_paging=five_level_paging))
     kept = soft_ranges(specs, soft_reserved)
     memory = _without(_without_tables(ranges, acpi_tables), [(start, end) for _, start, end in kept])
     size = _block_size(block_size, max(end for _, _, end in memory), hypervisor=hypervisor)
-    begin = room_start(max(end for _, _, end in ranges), size)
-    plan = Plan(
+    return Plan(
         block_size=size,
         nodes=list(specs),
         blocks=_blocks_of_ranges(memory, size),
         parameters=Parameters.of(parameters, rules),
         firmware=_map_of_pc(ranges, parse_size(acpi_tables, "acpi_tables")),
         soft_reserved=tuple(kept),
-        room_start=begin,
-        room_size=parse_size(room, "room") if room is not None else (1 << 46) - begin,
+        room_start=room_start(max(end for _, _, end in ranges), size),
+        room_size=None if room is None else parse_size(room, "room"),
         cpu_ids=_number_cpus(specs),
         sockets=_empty_sockets(specs),
         slots=slots,
@@ -93,8 +95,6 @@ def plan_from_spec(
         five_level_paging=five_level_paging,
         memory_probe=memory_probe,
     )
-    _check_options(plan, hypervisor=hypervisor)
-    return plan
 
 
 def _node_specs(nodes: Sequence[object]) -> list[NodeSpec]:
@@ -151,12 +151,11 @@ def _soft_range(ranges: list[Part], given: object, where: str) -> Part:
     raise InvalidInput(f"{start:#x} + {size:#x}", where, f"a range within the memory of one node ({there})")
 
 
-def _check_options(plan: Plan, *, hypervisor: bool) -> None:
-    if not isinstance(plan.slots, int) or isinstance(plan.slots, bool) or not 0 <= plan.slots <= 256:
-        raise InvalidInput(plan.slots, "slots", "a number from 0 to 256")
-    if not isinstance(plan.physical_bits, int) or not 36 <= plan.physical_bits <= 52:
-        raise InvalidInput(plan.physical_bits, "physical_bits", "a number from 36 to 52")
-    switches = {"five_level_paging": plan.five_level_paging, "memory_probe": plan.memory_probe, "hypervisor": hypervisor}
+def _check_options(slots: object, physical_bits: object, switches: Mapping[str, object]) -> None:
+    if not isinstance(slots, int) or isinstance(slots, bool) or not 0 <= slots <= 256:
+        raise InvalidInput(slots, "slots", "a number from 0 to 256")
+    if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
+        raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise InvalidInput(value, name, "true or false")
@@ -168,10 +167,17 @@ def check_ram(plan: Plan) -> None:
     Raises:
         InvalidInput: it ends beyond what the CPU can address.
     """
-    last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
-    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
-    if last << PAGE_SHIFT > end:
-        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
+    last = max((start + nr << PAGE_SHIFT for block in plan.blocks for start, nr in block.ram), default=0)
+    _check_end(last, _reach(plan.physical_bits, five_level_paging=plan.five_level_paging))
+
+
+def _reach(physical_bits: int, *, five_level_paging: bool) -> int:
+    return min(1 << physical_bits, mappable_end(five_level_paging=five_level_paging))
+
+
+def _check_end(last: int, reach: int) -> None:
+    if last > reach:
+        raise InvalidInput(format_size(last), "nodes: end of memory", f"at most {format_size(reach)} on this CPU")
 
 
 def _lay_out(specs: Sequence[NodeSpec]) -> list[Part]:
@@ -237,6 +243,9 @@ def _blocks_of_ranges(ranges: list[Part], size: int) -> list[BootBlock]:
             raise InvalidInput(format_size(size), "block_size", f"nodes that begin on a block boundary (block {number} has two)")
         ram = tuple((Pfn(a >> PAGE_SHIFT), (b - a) >> PAGE_SHIFT) for _, a, b in without_gaps(inside) if b > a)
         blocks.append(BootBlock(BlockId(number), inside[0][0], ram))
+    if not any(block.ram for block in blocks):
+        expected = "RAM beyond page 0 and the firmware's tables"
+        raise InvalidInput(format_size(sum(end - start for _, start, end in ranges)), "nodes: memory", expected)
     return blocks
 
 

@@ -111,12 +111,12 @@ class Machine(Lookup):
         self.block_size: int = plan.block_size
         self.pages_per_block = plan.block_size >> PAGE_SHIFT
         self.parameters: Parameters = plan.parameters
-        self.room = (plan.room_start, plan.room_size)
+        self.room = plan.room
         self.blocks: dict[int, MemoryBlock] = {}
         self.nodes: dict[int, Node] = {}
         self.node_states: dict[NodeState, set[int]] = {state: set() for state in NodeState}
         self.iomem = Iomem(1 << plan.physical_bits, self.dep)
-        self.mappable = 1 << (52 if plan.five_level_paging else 46)
+        self.mappable = plan.mappable
         """Where the addresses end that can be mapped (x86-64, by levels of page tables)."""
         self.firmware_map = FirmwareMap()
         self.groups = MemoryGroups(self)

@@ -373,8 +373,11 @@ class PageMap:
         for owner, chosen in self._by_owner(pfns):
             yield (None if owner == _SINGLES else self._owners[owner]), pfns[chosen]
 
-    def _by_owner(self, pfns: Pfns) -> Iterator[tuple[int, Pfns]]:
+    def _by_owner(self, pfns: Pfns) -> Iterator[tuple[int, Pfns | slice]]:
         owners = self.owner[pfns]
+        if len(owners) and (owners == owners[0]).all():  # the usual case, which needs no sorting
+            yield int(owners[0]), slice(None)
+            return
         order = np.argsort(owners, kind="stable")
         begins = np.flatnonzero(np.diff(owners[order], prepend=-1))
         for chosen in np.split(order, begins[1:]) if len(begins) else ():

@@ -255,13 +255,21 @@ class Pages(Supply):
         """
         with self.lock:
             for block in blocks:
-                if block.isolated:
-                    message = f"{block.name} is being isolated already"
-                    raise PageRefusal(errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner="")
+                self.check_not_isolated(block)
                 self._check_movable(block)
             if self._chunks is not None:
                 self._chunks.stop_lists()
             self.set_isolated(blocks, isolated=True)
+
+    def check_not_isolated(self, block: MemoryBlock) -> None:
+        """See that nobody else takes the block out of use. Called with the lock held.
+
+        Raises:
+            PageRefusal: EBUSY.
+        """
+        if block.isolated:
+            message = f"{block.name} is being isolated already"
+            raise PageRefusal(errno.EBUSY, message, block=block.id, page=block.start_pfn, kind="isolated", owner="")
 
     def _check_movable(self, block: MemoryBlock) -> None:
         found: list[Extent | Place] = [extent for extent in block.used if extent.kind.leaving is Leaving.REFUSES]

@@ -53,14 +53,12 @@ def plan_from_tree(tree: Tree, *, rules: Rules) -> Plan:
     owners = _owners(tree, possible)
     blocks = [_block_of_tree(tree, BlockId(number), size, owners, possible) for number in sorted(numbers)]
     ram_end = (max(numbers) + 1) * size
-    begin = room_start(ram_end, size)
     return Plan(
         block_size=size,
         nodes=nodes,
         blocks=blocks,
         parameters=_parameters_of_tree(tree, rules),
-        room_start=begin,
-        room_size=(1 << 46) - begin,
+        room_start=room_start(ram_end, size),
         cpu_ids={nid: _cpus_of(tree, nid) for nid in possible},
         firmware=_firmware_of_tree(tree),
     )

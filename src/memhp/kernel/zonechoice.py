@@ -62,19 +62,18 @@ def _contiguous(machine: Machine, node: Node, kernel_zone: Zone, start: Pfn, nr_
 def _auto_movable(machine: Machine, node: Node, group: MemoryGroup | None, start: Pfn, nr_pages: int) -> Zone:
     # auto_movable_zone_for_pfn(): Movable only if all of what comes together fits into the ratio at once. The kernel zone is
     # looked up with whatever the walk over the group has made of start and length (fact 6.7).
-    missing, start = _missing(machine, group, start, nr_pages)
+    ratio = machine.parameters.auto_movable_ratio  # once: its file can be written at any time
+    missing, start = _missing(machine, group, start, nr_pages) if ratio else (None, start)
     if missing is None:
         return _kernel_zone(node, start, nr_pages)
-    numa_aware = machine.parameters.auto_movable_numa_aware
-    if _ratio_allows(machine, None, group, missing) and (not numa_aware or _ratio_allows(machine, node, group, missing)):
+    places = [None, node] if machine.parameters.auto_movable_numa_aware else [None]
+    if all(_ratio_allows(machine, place, group, missing, ratio) for place in places):
         return node.zones[ZoneType.MOVABLE]
     return _kernel_zone(node, start, missing)
 
 
 def _missing(machine: Machine, group: MemoryGroup | None, start: Pfn, nr_pages: int) -> tuple[int | None, Pfn]:
     # How many pages will come to Movable if these do; None if they must not.
-    if not machine.parameters.auto_movable_ratio:
-        return None, start
     if group is None or group.unit_pages == nr_pages:
         return nr_pages, start
     if not group.is_dynamic:
@@ -98,10 +97,9 @@ def _rest_of_unit(machine: Machine, group: MemoryGroup, start: Pfn) -> tuple[int
     return group.unit_pages - movable, place
 
 
-def _ratio_allows(machine: Machine, node: Node | None, group: MemoryGroup | None, nr_pages: int) -> bool:
+def _ratio_allows(machine: Machine, node: Node | None, group: MemoryGroup | None, nr_pages: int, ratio: int) -> bool:
     # auto_movable_can_online_movable(), for the whole machine (None) or for one node. A part of the early kernel memory is
     # other dynamic groups' already, as far as their own kernel memory doesn't pay for their movable memory.
-    ratio = machine.parameters.auto_movable_ratio
     zones = [zone for one in ([node] if node is not None else machine.nodes.values()) for zone in one.zones]
     movable = sum(zone.present if zone.type is ZoneType.MOVABLE else zone.cma for zone in zones)
     kernel_early = sum(zone.present_early - zone.cma for zone in zones if zone.type is not ZoneType.MOVABLE)

@@ -143,14 +143,14 @@ class BigBlocks:
                 self._give_all(number)
                 raise
             held[block.id] = allocation
-            adjust_managed_page_count(block, -block.nr_pages)
+            adjust_managed_page_count(self._device.machine, block, -block.nr_pages)
 
     def _give_all(self, number: int) -> None:
         # Of blocks that are online still; those that came back online after a failure have been given by the callback.
         for block in self._blocks(number):
             allocation = self._held.get(number, {}).pop(block.id, None)
             if allocation is not None and allocation.extents:
-                adjust_managed_page_count(block, allocation.nr_pages)
+                adjust_managed_page_count(self._device.machine, block, allocation.nr_pages)
                 self._device.machine.pages.free(allocation)
 
     # -- the notifier

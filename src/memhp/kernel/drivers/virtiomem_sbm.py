@@ -255,11 +255,11 @@ class SubBlocks:
         allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
         alloc_contig_range(self._device.machine, self._block(mine), Pfn(start >> PAGE_SHIFT), size >> PAGE_SHIFT, allocation)
         mine.held[number] = allocation
-        adjust_managed_page_count(self._block(mine), -(size >> PAGE_SHIFT))
+        adjust_managed_page_count(self._device.machine, self._block(mine), -(size >> PAGE_SHIFT))
 
     def _give(self, mine: Divided, number: int) -> None:
         self._device.machine.pages.free(mine.held.pop(number))
-        adjust_managed_page_count(self._block(mine), self.unit >> PAGE_SHIFT)
+        adjust_managed_page_count(self._device.machine, self._block(mine), self.unit >> PAGE_SHIFT)
 
     # -- the notifier
 
