@@ -429,6 +429,47 @@ def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules)
     assert refuse(machine, MEM_GOING_ONLINE) == []
 
 
+@REAL
+@pytest.mark.fact("10.7")
+def test_a_big_block_that_the_hypervisor_keeps_is_unplugged_by_the_next_run(boot: Boot, rules: Rules) -> None:
+    """It is no memory any more, but stays plugged; the next run unplugs it first, and then it can be used again."""
+    machine = guest(boot, rules)
+    asked: list[tuple[str, int]] = []
+    refused = {"unplug"}
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append((what, (start - ROOM) // MIB))
+        return errno.ETXTBSY if what in refused else 0
+
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB, answer=answer)
+    want(device, 512 * MIB)
+    assert want(device, 256 * MIB) == "ETXTBSY"
+    assert (device.plugged, sorted(blocks(machine)), device.retry_ms) == (512 * MIB, [32, 33], 50_000)
+    refused.clear()
+    asked.clear()
+    device.timer_expired()
+    assert (device.work(), device.plugged, asked) == ("ok", 256 * MIB, [("unplug", 256)])
+    asked.clear()
+    assert want(device, GIB) == "ok"
+    assert asked == [("plug", 256), ("plug", 512), ("plug", 768)]
+    assert list(blocks(machine)) == list(range(32, 40))
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_a_big_block_that_could_not_be_added_is_unplugged_again(boot: Boot, rules: Rules) -> None:
+    """The error is that of adding, also if the hypervisor keeps the block then; unbound, nothing of it is memory."""
+    for keeps, plugged_then in ((False, 0), (True, 256)):
+        machine = guest(boot, rules)
+        device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+        if keeps:
+            device._answer = lambda what, start, size: errno.ETXTBSY if what == "unplug" else 0
+        machine.device_memory.memremap_pages(0, ROOM, 2 * MIB)
+        assert want(device, 256 * MIB) == "EEXIST"
+        assert (device.plugged // MIB, device.offline_size, blocks(machine)) == (plugged_then, 0, {})
+        assert (device.unbind(), list(machine.groups)) == (True, [])
+
+
 @pytest.mark.fact("10.6")
 def test_a_block_that_is_taken_back_after_it_was_offline_is_as_before(boot: Boot) -> None:
     """The document's NOTIFY_BAD at MEM_OFFLINE, from a callback behind the driver: CANCEL_OFFLINE follows OFFLINE."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ class BigState(enum.Enum):
     """What the driver knows of a big block."""
 
     UNUSED = "unused"
+    PLUGGED = "plugged"
+    """Plugged, but it is not memory, and the hypervisor would not unplug it."""
     ADDED = "added"
     FAKE_OFFLINE = "fake-offline"
     """All its pages are taken from the allocator, on the way out."""
@@ -59,19 +62,31 @@ class BigBlocks:
             try:
                 self._device.add(start, self.unit)
             except BaseException:
-                self.states[number] = BigState.UNUSED
-                self._device.send("unplug", start, self.unit)
+                with contextlib.suppress(HotplugError):
+                    self._give_back(number)
                 raise
             units -= 1
         if units:
             raise HotplugError(errno.ENOSPC, "the region has no more big blocks")
 
+    def _give_back(self, number: int) -> None:
+        # What the hypervisor refuses is the first thing that the next run tries.
+        self.states[number] = BigState.PLUGGED
+        self._device.send("unplug", number * self.unit, self.unit)
+        self.states[number] = BigState.UNUSED
+
     def clean_up(self) -> None:
-        """Nothing is ever left over."""
+        """Unplug what is no memory any more, or has never become any (``virtio_mem_cleanup_pending_mb``).
+
+        Raises:
+            HotplugError: the hypervisor refuses again.
+        """
+        for number in [number for number, state in self.states.items() if state is BigState.PLUGGED]:
+            self._give_back(number)
 
     def withdraw(self) -> bool:
         """Leave everything as it is; a big block is plugged whole, so anybody may use it."""
-        return all(state is BigState.UNUSED for state in self.states.values())
+        return all(state in {BigState.UNUSED, BigState.PLUGGED} for state in self.states.values())
 
     def unplug(self, units: int) -> None:
         """Take big blocks offline, remove and unplug them: first offline ones, then movable ones, then all, the highest first.
@@ -128,8 +143,7 @@ class BigBlocks:
                 self.states[number] = BigState.ADDED
             raise
         self._held.pop(number, None)
-        self.states[number] = BigState.UNUSED
-        self._device.send("unplug", number * self.unit, self.unit)
+        self._give_back(number)
 
     def _take_all(self, number: int) -> None:
         held = self._held.setdefault(number, {})
