@@ -530,6 +530,26 @@ def test_hyper_v_knows_of_each_region_what_is_backed(boot: Boot, rules: Rules) -
     assert (snapshot(machine), balloon.pages_onlined) == (before, PAGES // 4 + PAGES)
 
 
+@pytest.mark.fact("10.12")
+@pytest.mark.parametrize("priority", [-1, 1])
+def test_hyper_v_counts_what_is_online_in_the_end(boot: Boot, priority: int) -> None:
+    """The document's NOTIFY_BAD at MEM_ONLINE and MEM_OFFLINE, whether the driver has heard that action or not."""
+    machine = make(boot, Rules.DOCUMENTED)
+    balloon = HyperVBalloon(machine)
+    balloon.hot_add(1, ROOM, BLOCK, BLOCK)
+    refused = {MEM_ONLINE, MEM_OFFLINE}
+    machine.hotplug_memory_notifier(lambda block, seen, arg: NOTIFY_BAD if seen in refused else NOTIFY_OK, priority)
+    assert refusal(write, machine, "memory32/state", "online_movable") == "EPERM"
+    assert (state(machine, 32), balloon.pages_onlined) == ("offline", 0)
+    refused.remove(MEM_ONLINE)
+    write(machine, "memory32/state", "online_movable")
+    assert refusal(write, machine, "memory32/state", "offline") == "EPERM"
+    assert (state(machine, 32), balloon.pages_onlined) == ("online", PAGES)
+    refused.clear()
+    write(machine, "memory32/state", "offline")
+    assert balloon.pages_onlined == 0
+
+
 @ALL
 @pytest.mark.fact("10.12")
 def test_xen_adds_memory_that_is_all_in_the_balloon_at_first(boot: Boot, rules: Rules) -> None:

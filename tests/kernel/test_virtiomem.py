@@ -487,6 +487,41 @@ def test_a_block_that_is_taken_back_after_it_was_offline_is_as_before(boot: Boot
     assert device.offline_size == 128 * MIB
 
 
+@pytest.mark.fact("10.6")
+@pytest.mark.parametrize("priority", [-1, 1])
+@pytest.mark.parametrize("number", [32, 33])
+def test_a_block_that_is_taken_back_after_it_was_online_is_as_before(boot: Boot, priority: int, number: int) -> None:
+    """The document's NOTIFY_BAD at MEM_ONLINE, whether the driver has heard MEM_ONLINE or not; one block is plugged in part."""
+    machine = guest(boot, Rules.DOCUMENTED, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 160 * MIB)
+    before = snapshot(machine)
+    refused = refuse(machine, MEM_ONLINE, number, priority=priority)
+    assert refusal(write, machine, f"memory{number}/state", "online_movable") == "EPERM"
+    assert (snapshot(machine) | {"uevents": 0}, device.offline_size) == (before | {"uevents": 0}, 256 * MIB)
+    refused.clear()
+    write(machine, f"memory{number}/state", "online_movable")
+    assert (machine.zone(1, "Movable").managed << 12, device.offline_size) == ({32: 128, 33: 32}[number] * MIB, 128 * MIB)
+    assert (want(device, 0), blocks(machine), device.plugged, device.offline_size) == ("ok", {}, 0, 0)
+
+
+@pytest.mark.fact("10.6")
+def test_a_block_that_does_not_come_back_while_its_big_block_leaves_is_as_before(boot: Boot) -> None:
+    """One block may not go, and the document's NOTIFY_BAD keeps the other, which did, from coming back online."""
+    machine = guest(boot, Rules.DOCUMENTED)
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+    want(device, 256 * MIB)
+    refused = refuse(machine, MEM_GOING_OFFLINE, 33)
+    stays = refuse(machine, MEM_ONLINE, 32, priority=-1)
+    assert want(device, 0) == "EPERM"
+    assert (blocks(machine), device.offline_size) == ({32: "offline", 33: "online"}, 128 * MIB)
+    assert machine.zone(1, "Movable").managed == 32768
+    refused.clear()
+    stays.clear()
+    write(machine, "memory32/state", "online_movable")
+    assert (machine.zone(1, "Movable").managed, device.offline_size) == (65536, 0)
+
+
 @ALL
 @pytest.mark.fact("10.7")
 def test_ctrl_c_while_it_grows_is_raised_when_the_request_is_done(boot: Boot, rules: Rules) -> None:

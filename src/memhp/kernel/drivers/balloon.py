@@ -9,7 +9,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
+from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.add import MhpFlags, add_memory_resource
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.iomem import SYSTEM_RAM
@@ -36,12 +36,17 @@ class HyperVBalloon:
         """Whether it adds memory; not any more after it found memory where it wanted to add some."""
         self.waiting = False
         """Whether it waits (5 s at most) for its last chunk to come online."""
-        self.pages_onlined = 0
-        """Pages of its memory that are online and backed, as it tells the host."""
+        self._online: dict[BlockId, int] = {}
+        # Backed pages of each block that is online.
         self._backed: list[range] = []
         """The page frames of each chunk that exist."""
         machine.online_page.set(self._online_page)
         self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="hv_balloon"))
+
+    @property
+    def pages_onlined(self) -> int:
+        """Pages of its memory that are online and backed, as it tells the host."""
+        return sum(self._online.values())
 
     @ending_request()
     def hot_add(self, nid: int, start: int, size: int, backed: int) -> list[BlockId]:
@@ -77,7 +82,6 @@ class HyperVBalloon:
             if place < part.start:
                 kept.append((Pfn(place), part.start - place, Allocation(PageKind.OFFLINE, "hv_balloon")))
             place = part.stop
-            self.pages_onlined += len(part)
         return kept
 
     def _backed_in(self, start: Pfn, nr_pages: int) -> list[range]:
@@ -87,10 +91,18 @@ class HyperVBalloon:
     def _notify(self, block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
         if action in {MEM_ONLINE, MEM_CANCEL_ONLINE}:
             self.waiting = False
-        elif action is MEM_OFFLINE:
-            gone = sum(map(len, self._backed_in(arg.start_pfn, arg.nr_pages)))
-            self.pages_onlined = max(self.pages_onlined - gone, 0)
+        if action in {MEM_ONLINE, MEM_OFFLINE, MEM_CANCEL_ONLINE, MEM_CANCEL_OFFLINE}:
+            self._count(arg, online=action in {MEM_ONLINE, MEM_CANCEL_OFFLINE})
         return NOTIFY_OK
+
+    def _count(self, arg: MemoryNotify, *, online: bool) -> None:
+        # A CANCEL may follow ONLINE or OFFLINE too: the document's NOTIFY_BAD, from a callback behind this one.
+        pages = self._machine.pages_per_block
+        for start in range(arg.start_pfn, arg.start_pfn + arg.nr_pages, pages):
+            block = self._machine.block_id_of(Pfn(start))
+            self._online.pop(block, None)
+            if online:
+                self._online[block] = sum(map(len, self._backed_in(Pfn(start), pages)))
 
 
 class XenBalloon:

@@ -40,6 +40,7 @@ __all__ = ["VirtioMem"]
 PAGEBLOCK = 2 << 20
 _OFFLINE_AT_MOST = 1 << 30
 _RETRY_MIN_MS, _RETRY_MAX_MS = 50_000, 300_000
+_UNDONE = {MEM_CANCEL_ONLINE: MEM_ONLINE, MEM_CANCEL_OFFLINE: MEM_OFFLINE}
 _TRY_AGAIN = frozenset({errno.EBUSY, errno.ETXTBSY, errno.ENOMEM})
 
 
@@ -136,7 +137,7 @@ class VirtioMem:
         # Held from GOING_* to the end of a change, and taken under the chain's rwsem in between: lockdep must not see it.
         self.mutex = Mutex("virtio_mem hotplug_mutex", None)
         self._active = False
-        self._went_offline: int | None = None
+        self._done: tuple[MemoryAction, int] | None = None
         self.name = ResourceName("System RAM (virtio_mem)")
         unit = max(block_size, PAGEBLOCK)
         self.mode: Mode = SubBlocks(self, unit) if unit < machine.block_size else BigBlocks(self, unit)
@@ -261,12 +262,11 @@ class VirtioMem:
             return NOTIFY_BAD
         if action in {MEM_GOING_ONLINE, MEM_GOING_OFFLINE}:
             return self._begin(action, start, size)
-        if action in {MEM_ONLINE, MEM_OFFLINE} or (action in {MEM_CANCEL_ONLINE, MEM_CANCEL_OFFLINE} and self._active):
+        if action in {MEM_ONLINE, MEM_OFFLINE} or (action in _UNDONE and self._active):
             self._end(action, start, size)
-        elif action is MEM_CANCEL_OFFLINE and start == self._went_offline:
-            # The document's NOTIFY_BAD at MEM_OFFLINE, from a callback behind this one: the block is online again.
-            self.mode.notify(action, start, size)
-            self.offline_size -= size
+        elif action in _UNDONE and self._done == (_UNDONE[action], start):
+            # The document's NOTIFY_BAD at MEM_ONLINE or MEM_OFFLINE, from a callback behind this one: all is as before.
+            self._undo(action, start, size)
         return NOTIFY_OK
 
     def _begin(self, action: MemoryAction, start: int, size: int) -> NotifyResult:
@@ -275,20 +275,27 @@ class VirtioMem:
         if self.removing:
             self.mutex.release()
             return notifier_from_errno(-errno.EBUSY)
-        self._active, self._went_offline = True, None
+        self._active, self._done = True, None
         return self.mode.notify(action, start, size)
 
     def _end(self, action: MemoryAction, start: int, size: int) -> None:
         self.mode.notify(action, start, size)
+        if action in {MEM_ONLINE, MEM_OFFLINE}:
+            self._done = action, start
         if action is MEM_OFFLINE:
             self.offline_size += size
-            self._went_offline = start
         elif action is MEM_ONLINE:
             self.offline_size -= size
             if not self.working and self.could_add(self.offline_threshold // 2):
                 self.queued = True
         self._active = False
         self.mutex.release()
+
+    def _undo(self, action: MemoryAction, start: int, size: int) -> None:
+        with self.mutex:
+            self.mode.notify(action, start, size)
+        self.offline_size += size if action is MEM_CANCEL_ONLINE else -size
+        self._done = None
 
 
 # One online-page callback serves all devices of a machine.

@@ -8,7 +8,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_OFFLINE, MEM_GOING_OFFLINE, MemoryAction
+from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_GOING_OFFLINE, MemoryAction
 from memhp.kernel.blocks import BlockState, MemoryBlock
 from memhp.kernel.contig import alloc_contig_range
 from memhp.kernel.holdings import Allocation
@@ -180,6 +180,8 @@ class BigBlocks:
         allocation = self._held.get(number, {}).get(block)
         if allocation is not None and action in {MEM_GOING_OFFLINE, MEM_CANCEL_OFFLINE}:
             allocation.released = action is MEM_GOING_OFFLINE
+        elif allocation is not None and action is MEM_CANCEL_ONLINE:
+            self._device.machine.pages.free(self._held[number].pop(block))
         return NOTIFY_OK
 
     def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_OFFLINE, MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction
+from memhp.events import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    MemoryAction,
+)
 from memhp.kernel.contig import alloc_contig_range
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.hotplug import adjust_managed_page_count
@@ -286,7 +294,17 @@ class SubBlocks:
         elif action is MEM_OFFLINE:
             self._left = mine.state, mine.held
             mine.state, mine.held = BlockState.OFFLINE, {}
+        elif action is MEM_CANCEL_ONLINE:
+            self._stays_offline(mine)
         return NOTIFY_OK
+
+    def _stays_offline(self, mine: Divided) -> None:
+        # After the document's NOTIFY_BAD at MEM_ONLINE the pages that are kept back would keep the block online.
+        for allocation in mine.held.values():
+            self._device.machine.pages.free(allocation)
+        mine.held = {}
+        if mine.state in _ONLINE:
+            mine.state = BlockState.OFFLINE
 
     def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:
         """Give the sub-blocks of a block that are not plugged."""
