@@ -20,6 +20,7 @@ from memhp import (
     NotifierBlock,
     NotifyResult,
     Rules,
+    notifier_from_errno,
 )
 from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
@@ -407,6 +408,16 @@ def test_big_blocks_that_are_offline_go_first_then_movable_ones(boot: Boot, rule
 
 
 @REAL
+@pytest.mark.fact("10.7")
+def test_two_big_blocks_may_always_be_offline(boot: Boot, rules: Rules) -> None:
+    """Also if one alone is more than the 1 GiB that may be; the third has to wait for one of them."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, 8 * GIB, block_size=2 * GIB)
+    assert (want(device, 4 * GIB), device.plugged) == ("ok", 4 * GIB)
+    assert (want(device, 6 * GIB), device.plugged) == ("ENOSPC", 4 * GIB)
+
+
+@REAL
 @pytest.mark.fact("10.7", "7.8")
 def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules) -> None:
     """All its pages are taken first, so a busy one costs no offline; a refusal gives them back."""
@@ -422,7 +433,7 @@ def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules)
     kept = refuse(machine, MEM_GOING_OFFLINE, 33)
     total = machine.memory_total
     device.timer_expired()
-    assert device.work() == "EPERM"
+    assert device.work() == {Rules.LINUX_6_1: "EPERM", Rules.LINUX_6_12: "EBUSY"}[rules]
     assert (machine.memory_total, blocks(machine)) == (total, {32: "online", 33: "online"})
     machine.free_pages(machine.alloc_pages(65526, blocks=[32, 33]))
     kept.clear()
@@ -485,6 +496,26 @@ def test_a_block_that_is_taken_back_after_it_was_offline_is_as_before(boot: Boot
     assert machine.pages.count_free([machine.block(33)]) == 32768
     write(machine, "memory33/state", "offline")
     assert device.offline_size == 128 * MIB
+
+
+@REAL
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize(("answer", "on_6_12"), [(NOTIFY_BAD, "EBUSY"), (notifier_from_errno(-errno.ENOMEM), "ENOMEM")])
+def test_a_big_block_that_another_callback_keeps_is_tried_again_since_6_12(
+    boot: Boot, rules: Rules, answer: NotifyResult, on_6_12: str
+) -> None:
+    """There any refusal but ENOMEM counts as EBUSY; 6.1 gives up if it does not know the errno, such as the EPERM of BAD."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+    want(device, 256 * MIB)
+    keeper = machine.hotplug_memory_notifier(lambda block, seen, arg: answer if seen is MEM_GOING_OFFLINE else NOTIFY_OK)
+    done = want(device, 0)
+    keeper.unregister()
+    device.timer_expired()
+    if rules is Rules.LINUX_6_1 and answer is NOTIFY_BAD:
+        assert (done, device.broken, device.work(), device.plugged) == ("EPERM", "EPERM", "EPERM", 256 * MIB)
+    else:
+        assert (done, device.broken, device.work(), device.plugged) == (on_6_12, "", "ok", 0)
 
 
 @pytest.mark.fact("10.6")

@@ -90,7 +90,7 @@ class VirtioMem:
         block_size: bytes that the hypervisor plugs at once, a power of two of at least a page.
         answer: asked for each plug and unplug with (``"plug"`` or ``"unplug"``, start, size); gives 0 or an errno such as
             ``errno.ETXTBSY``.
-        offline_at_most: bytes of its memory that may be offline before it adds no more.
+        offline_at_most: bytes of its memory that may be offline before it adds no more; two blocks, or big blocks, always may.
         device: the name of the virtio device, which has the region in /proc/iomem.
 
     Raises:
@@ -125,7 +125,6 @@ class VirtioMem:
         """Bytes that the hypervisor has plugged."""
         self.offline_size = 0
         """Bytes of its memory that are offline."""
-        self.offline_threshold = max(2 * machine.block_size, offline_at_most)
         self.queued = False
         self.working = False
         self.retry_ms: int | None = None
@@ -141,6 +140,7 @@ class VirtioMem:
         self.name = ResourceName("System RAM (virtio_mem)")
         unit = max(block_size, PAGEBLOCK)
         self.mode: Mode = SubBlocks(self, unit) if unit < machine.block_size else BigBlocks(self, unit)
+        self.offline_threshold = max(2 * self.mode.group_unit, offline_at_most)
         self.group = machine.groups.register_dynamic(nid, self.mode.group_unit >> PAGE_SHIFT)
         try:
             _enlist(self)
@@ -243,8 +243,18 @@ class VirtioMem:
         self._removed(size)
 
     def offline_and_remove(self, start: int, size: int) -> None:
-        """Take a range offline and remove it. It then counts neither as online nor as offline."""
-        self.machine.offline_and_remove_memory(start, size)
+        """Take a range offline and remove it. It then counts neither as online nor as offline.
+
+        Raises:
+            HotplugError: it stays. Since 6.12 that is EBUSY, which is tried again, whatever the reason was but ENOMEM
+                (Linux commit ddf409851461, in v6.6).
+        """
+        try:
+            self.machine.offline_and_remove_memory(start, size)
+        except HotplugError as error:
+            if error.errno == errno.ENOMEM or not self.machine.rules.value.drivers_since_6_12:
+                raise
+            raise HotplugError(errno.EBUSY, f"{start:#x} + {size:#x} bytes can't leave: {error}", block=error.block) from error
         self._removed(size)
 
     def _removed(self, size: int) -> None:
