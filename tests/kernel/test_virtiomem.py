@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 import pytest
 
@@ -25,7 +26,7 @@ from memhp import (
 from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
-from support import ALL, BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
+from support import ALL, BLOCK, GIB, MIB, Boot, Running, in_thread, refusal, snapshot, state, until_parked, write
 
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 ROOM = 4 * GIB
@@ -330,6 +331,43 @@ def test_the_driver_s_mutex_is_held_from_going_to_the_end(boot: Boot, rules: Rul
     until_parked(worker)
     machine.pages.unpin(held)
     assert (admin.result(), worker.result(), plugged(device)) == (7, "ok", {32: 64})
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_block_that_is_being_removed_does_not_come_online_any_more(boot: Boot, rules: Rules) -> None:
+    """Not for who was waiting for the driver's mutex already when its last sub-block was unplugged."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 2 * MIB)
+    waiting: list[Running] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        waiting.append(in_thread(lambda: machine.device_online(32), "admin"))
+        until_parked(waiting[0])
+        return 0
+
+    device._answer = answer
+    assert want(device, 0) == "ok"
+    assert refusal(waiting[0].result) == "EPERM"
+    assert (blocks(machine), device.offline_size, machine.zone(1, "Normal").managed) == ({}, 0, 0)
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_who_keeps_a_block_that_is_wholly_unplugged_is_logged(boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture) -> None:
+    """For the driver goes on without it."""
+    caplog.set_level(logging.INFO, "memhp.kernel")
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    machine.memory_chain.register(
+        NotifierBlock(lambda block, seen, arg: NOTIFY_BAD if seen is MEM_GOING_OFFLINE else NOTIFY_OK, name="keeper")
+    )
+    want(device, 0)
+    [said] = [record.getMessage() for record in caplog.records if "wholly unplugged" in record.getMessage()]
+    assert "memory32" in said
+    assert "keeper" in said
 
 
 @ALL

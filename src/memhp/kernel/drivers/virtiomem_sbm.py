@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from memhp.kernel.drivers.virtiomem import VirtioMem
 
 __all__ = ["BlockState", "Divided", "SubBlocks"]
+
+_log = logging.getLogger("memhp.kernel")
 
 
 class BlockState(enum.Enum):
@@ -197,14 +200,20 @@ class SubBlocks:
                 if not units:
                     break
                 units -= self._unplug_some(mine, units)
-                if not mine.plugged:
-                    self._let_go(mine)
         if units:
             raise HotplugError(errno.EBUSY, f"{units} sub-blocks of {self.unit:#x} bytes can't be unplugged now")
 
     def _unplug_some(self, mine: Divided, units: int) -> int:
         with self._device.mutex:
-            return self._unplug_online(mine, units) if mine.state in _ONLINE else self._unplug_offline(mine, units)
+            online = mine.state in _ONLINE
+            done = self._unplug_online(mine, units) if online else self._unplug_offline(mine, units)
+            leaves = not mine.plugged
+            if leaves and not online:
+                # Who waits for the mutex to bring it online finds that it may not.
+                mine.state = BlockState.UNUSED
+        if leaves:
+            self._let_go(mine)
+        return done
 
     def _unplug_offline(self, mine: Divided, units: int) -> int:
         chosen = sorted(mine.plugged, reverse=True)[:units]
@@ -246,10 +255,14 @@ class SubBlocks:
 
     def _let_go(self, mine: Divided) -> None:
         # Removes a block that nobody can use any more; if another callback refuses, it stays, which 6.12 remembers.
+        barred = mine.state is BlockState.UNUSED
         try:
-            (self._device.offline_and_remove if mine.state in _ONLINE else self._device.remove)(*self._whole(mine))
-        except HotplugError:
+            (self._device.remove if barred else self._device.offline_and_remove)(*self._whole(mine))
+        except HotplugError as error:
+            _log.info("virtio-mem: memory%d is wholly unplugged, but stays: %s", mine.id, error)
             self.left_over = self._device.machine.rules.value.drivers_since_6_12
+            if barred:
+                mine.state = BlockState.OFFLINE
             return
         mine.state = BlockState.UNUSED
 
