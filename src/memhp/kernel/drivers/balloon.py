@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from memhp.errors import HotplugError
+from memhp.errors import HotplugError, InvalidInput
 from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.add import MhpFlags, add_memory_resource
 from memhp.kernel.holdings import Allocation
@@ -55,26 +55,36 @@ class HyperVBalloon:
         The driver waits for each chunk to come online before it adds the next; here ``waiting`` says so, and nothing waits.
 
         Raises:
+            InvalidInput: an empty region, or more of it is backed than there is.
             HotplugError: what adding the first chunk that failed raised; EEXIST ends hot-add for good. Earlier chunks stay.
         """
+        for name, number in (("nid", nid), ("start", start), ("size", size), ("backed", backed)):
+            whole_number(number, f"hv_balloon: {name}", "a number")
+        if size < 1 or not 0 <= backed <= size:
+            raise InvalidInput((size, backed), "hv_balloon: (size, backed)", "at least one byte, and no more backed than that")
         if not self.can_add:
             raise HotplugError(errno.EEXIST, "hot-add is switched off since memory was found where it should come")
-        for name, number in (("start", start), ("size", size), ("backed", backed)):
-            whole_number(number, f"hv_balloon: {name}")
         added: list[BlockId] = []
         chunk = max(_CHUNK, self._machine.block_size)
         for place in range(start, start + size, chunk):
             self.waiting = True
+            before = self._backed
+            self._backed = self._without(place, chunk)
             self._backed.append(range(place >> PAGE_SHIFT, min(start + backed, place + chunk) >> PAGE_SHIFT))
             try:
                 added += self._machine.add_memory(nid, place, chunk, flags=MhpFlags.MERGE_RESOURCE)
             except BaseException as error:
                 self.waiting = False
-                self._backed.pop()
+                self._backed = before
                 if isinstance(error, HotplugError):
                     self.can_add = error.errno != errno.EEXIST
                 raise
         return added
+
+    def _without(self, start: int, size: int) -> list[range]:
+        # What was known of memory that has been removed since is out of date.
+        first, end = start >> PAGE_SHIFT, (start + size) >> PAGE_SHIFT
+        return [part for part in self._backed if part.stop <= first or end <= part.start]
 
     def _online_page(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
         kept, place, end = [], int(start), start + nr_pages
@@ -123,9 +133,11 @@ class XenBalloon:
         """Add room for the balloon to deflate into. It drops its own mutex while it holds device_hotplug_lock.
 
         Raises:
+            InvalidInput: malformed numbers.
             HotplugError: EEXIST, the addresses are taken; and what adding it raises. Nothing was changed.
         """
         machine = self._machine
+        whole_number(nid, "xen balloon: nid", "a number")
         with self._mutex:
             claim = machine.iomem.request(start, size, SYSTEM_RAM)
         try:
