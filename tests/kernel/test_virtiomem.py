@@ -14,6 +14,7 @@ from memhp import (
     MEM_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
+    DeadlockError,
     InvalidInput,
     Machine,
     MemoryAction,
@@ -32,9 +33,11 @@ REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 ROOM = 4 * GIB
 
 
-def guest(boot: Boot, rules: Rules = Rules.LINUX_6_12, default: str = "online_movable", **options: str) -> Machine:
+def guest(
+    boot: Boot, rules: Rules = Rules.LINUX_6_12, default: str = "online_movable", *, lockdep: bool = True, **options: str
+) -> Machine:
     names = {f"memory_hotplug.{name}": value for name, value in options.items()}
-    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names})
+    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names}, lockdep=lockdep)
 
 
 def want(device: VirtioMem, size: int) -> str:
@@ -220,12 +223,65 @@ def test_each_retry_waits_twice_as_long(boot: Boot) -> None:
 
 
 @pytest.mark.fact("10.7")
-def test_an_errno_that_nobody_knows_breaks_the_device(boot: Boot) -> None:
-    """It does nothing any more."""
+def test_an_errno_that_nobody_knows_breaks_the_device(boot: Boot, caplog: pytest.LogCaptureFixture) -> None:
+    """It does nothing any more; why is logged once."""
     machine = guest(boot)
     device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: errno.EIO)
     assert [want(device, 2 * MIB), device.work(), device.broken] == ["EIO", "EIO", "EIO"]
     assert blocks(machine) == {}
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("virtio0: unknown error, marking device broken: [EIO] the hypervisor does not plug 0x100000000")
+
+
+@pytest.mark.fact("10.7")
+def test_eagain_is_tried_again_at_once(boot: Boot) -> None:
+    """That is a NACK, such as for a size that has just changed; the device is not broken, and nothing waits."""
+    machine = guest(boot)
+    answers = [errno.EAGAIN]
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: answers.pop() if answers else 0)
+    assert (want(device, 128 * MIB), device.queued, device.retry_ms, device.broken) == ("EAGAIN", True, None, "")
+    assert (device.work(), device.queued, plugged(device)) == ("ok", False, {32: 128})
+
+
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize(("requested", "has"), [(3, 2), (1, 0), (4, 4), (5, 4)])
+def test_a_size_that_is_not_of_whole_sub_blocks_is_had_as_far_as_it_can_be(boot: Boot, requested: int, has: int) -> None:
+    """A hypervisor's block may be smaller than a sub-block; what is less than that is neither plugged nor unplugged."""
+    device = VirtioMem(guest(boot), 1, ROOM, GIB, block_size=MIB)
+    assert (want(device, requested * MIB), device.plugged // MIB) == ("ok", has)
+    want(device, 6 * MIB)
+    assert (want(device, requested * MIB), device.plugged // MIB) == ("ok", has + has % 2 + requested % 2 * 2)
+
+
+@ALL
+@pytest.mark.fact("10.7")
+def test_its_worker_never_runs_twice_at_once(boot: Boot, rules: Rules) -> None:
+    """As an item of a workqueue doesn't; the second run begins when the first has ended, and finds nothing to do."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    second: list[Running] = []
+    asked: list[int] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append(start)
+        second.append(in_thread(device.work, "second"))
+        until_parked(second[0])
+        return 0
+
+    device._answer = answer
+    assert want(device, 128 * MIB) == "ok"
+    assert (second[0].result(), asked, plugged(device), device.plugged) == ("ok", [ROOM], {32: 128}, 128 * MIB)
+
+
+@pytest.mark.parametrize("answer", [-errno.EBUSY, "no", True, 2.5, None, 4096])
+def test_an_answer_that_is_no_errno_is_told(boot: Boot, answer: object) -> None:
+    """The device is not broken by it, and goes on with what is one."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: answer)  # type: ignore[arg-type, return-value]
+    with pytest.raises(InvalidInput, match=r"virtio-mem: answer: .* expected 0, or an errno such as ETXTBSY"):
+        want(device, 128 * MIB)
+    device._answer = lambda what, start, size: 0
+    assert (device.broken, device.work(), plugged(device)) == ("", "ok", {32: 128})
 
 
 @REAL
@@ -398,6 +454,81 @@ def test_a_driver_that_is_being_removed_refuses_with_ebusy(boot: Boot, rules: Ru
     assert device.unbind() is False
     assert blocks(machine) == {32: "online"}
     write(machine, "memory32/state", "offline")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_driver_that_is_unbound_does_nothing_any_more(boot: Boot, rules: Rules) -> None:
+    """The group of its number may be another device's by then; nobody can unbind it twice."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    device.request(128 * MIB)
+    assert (device.unbind(), device.queued) == (True, False)
+    VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+    before = (snapshot(machine), list(machine.groups))
+    for call in (lambda: device.request(2 * MIB), device.work, device.timer_expired, device.unbind):
+        assert refusal(call) == "ENODEV"
+    assert (snapshot(machine), list(machine.groups)) == before
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_unbinding_waits_for_a_run_that_has_begun(boot: Boot, rules: Rules) -> None:
+    """Then what that has plugged is taken into account; another run does not begin."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    leaving: list[Running] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        leaving.append(in_thread(device.unbind, "unbind"))
+        until_parked(leaving[0])
+        return 0
+
+    device._answer = answer
+    device.request(64 * MIB)
+    assert device.work() == "ok"
+    assert (leaving[0].result(), blocks(machine), refusal(device.work)) == (True, {}, "ENODEV")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_driver_that_could_not_be_unbound_goes_on(boot: Boot, rules: Rules) -> None:
+    """Here its caller holds the lock that removing needs, and then calls it from inside of the chain."""
+    machine = guest(boot, rules, "offline", lockdep=False)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 32 * MIB)
+    with machine.locks.device_hotplug, pytest.raises(DeadlockError):
+        device.unbind()
+    write(machine, "memory32/state", "online_movable")
+    assert (want(device, 64 * MIB), plugged(device)) == ("ok", {32: 64})
+    write(machine, "memory32/state", "offline")
+    inside = machine.memory_chain.register(NotifierBlock(lambda block, action, arg: NOTIFY_BAD if device.unbind() else NOTIFY_OK))
+    assert refusal(write, machine, "memory3/state", "offline") == "EPERM"
+    inside.unregister()
+    assert (want(device, 160 * MIB), device.plugged) == ("ok", 160 * MIB)
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_device_that_can_not_follow_blocks_leaves_nothing_behind(boot: Boot, rules: Rules) -> None:
+    """Nobody can register on the chain from inside of a call of it; afterwards it works."""
+    machine = guest(boot, rules, lockdep=False)
+    first = VirtioMem(machine, 1, ROOM, GIB)
+    before = (str(machine.iomem), list(machine.groups))
+    raised: list[BaseException] = []
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_OFFLINE:
+            with pytest.raises(DeadlockError) as caught:
+                VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+            raised.append(caught.value)
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    write(machine, "memory3/state", "offline")
+    assert (len(raised), (str(machine.iomem), list(machine.groups))) == (1, before)
+    second = VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+    assert (first.unbind(), second.unbind(), machine.online_page.callback) == (True, True, None)
 
 
 @ALL
@@ -629,6 +760,14 @@ def test_malformed_devices_and_requests_are_refused(boot: Boot) -> None:
     for wrong in [("1", ROOM, GIB), (1, None, GIB), (1, ROOM, 1e9)]:
         with pytest.raises(InvalidInput, match="virtio-mem"):
             VirtioMem(machine, *wrong)  # type: ignore[arg-type]
+    for given, text in [
+        ({"offline_at_most": "1GiB"}, "offline_at_most"),
+        ({"device": None}, "the name of a virtio device"),
+        ({"device": ""}, "the name of a virtio device"),
+        ({"answer": None}, "a function"),
+    ]:
+        with pytest.raises(InvalidInput, match=text):
+            VirtioMem(machine, 1, ROOM, GIB, **given)  # type: ignore[arg-type]
     device = VirtioMem(machine, 1, ROOM, GIB)
     for wanted in (-1, MIB, 2 * GIB, "1GiB"):
         with pytest.raises(InvalidInput, match="requested"):

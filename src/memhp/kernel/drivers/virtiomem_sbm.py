@@ -42,7 +42,7 @@ class BlockState(enum.Enum):
 
     UNUSED = "unused"
     PLUGGED = "plugged"
-    """Plugged, but it could neither be added nor unplugged again."""
+    """Plugged, but no memory: it could neither be added nor unplugged again, or it was removed as the driver was to go."""
     OFFLINE = "offline"
     KERNEL = "kernel"
     MOVABLE = "movable"
@@ -178,7 +178,7 @@ class SubBlocks:
         """Remove blocks that are offline and partly plugged, which anybody could bring online whole from now on."""
         for mine in self._in(BlockState.OFFLINE, partial=True):
             self._device.remove(*self._whole(mine))
-            mine.state = BlockState.UNUSED
+            mine.state = BlockState.PLUGGED
         return all(mine.state in {BlockState.UNUSED, BlockState.PLUGGED} for mine in self.blocks)
 
     def _whole(self, mine: Divided) -> tuple[int, int]:
@@ -246,7 +246,7 @@ class SubBlocks:
         for number in taken:
             try:
                 self._device.send("unplug", *self._place(mine, number))
-            except HotplugError:
+            except BaseException:
                 for other in taken[taken.index(number) :]:
                     self._give(mine, other)
                 raise
