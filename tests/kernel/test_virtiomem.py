@@ -116,7 +116,7 @@ def test_growing_fills_what_is_partly_plugged_first(boot: Boot, rules: Rules) ->
     before = machine.memory_total
     asked.clear()
     assert want(device, 386 * MIB) == "ok"
-    assert asked == [(32, 2), (33, 2), (34, 2), (34, 2), (34, 2), (35, 2)]
+    assert asked == [(32, 2), (33, 2), (34, 6), (35, 2)]
     assert machine.memory_total - before == 4 * MIB  # the offline blocks don't count
 
 
@@ -177,6 +177,36 @@ def test_shrinking_takes_from_offline_blocks_then_from_partial_ones_then_from_th
     assert want(device, 0) == "ok"
     assert (plugged(device), blocks(machine), before - machine.memory_total) == ({}, {}, 320 * MIB)
     assert (device.plugged, device.offline_size) == (0, 0)
+
+
+@REAL
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize("default", ["offline", "online_movable"])
+def test_sub_blocks_that_are_neighbours_go_in_one_request(boot: Boot, rules: Rules, default: str) -> None:
+    """Whether they come or go; only those of an online block that stays in part go one by one. A refusal is for all of them."""
+    machine = guest(boot, rules, default)
+    asked: list[tuple[str, int, int]] = []
+    refused: set[int] = set()
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append((what, (start - ROOM) // MIB, size // MIB))
+        return errno.ETXTBSY if size in refused else 0
+
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=answer)
+    want(device, 256 * MIB)
+    want(device, 248 * MIB)
+    want(device, 256 * MIB)
+    refused.add(128 * MIB)
+    assert want(device, 0) == "ETXTBSY"
+    one_by_one = [("unplug", place, 2) for place in (254, 252, 250, 248)]
+    assert asked == [
+        ("plug", 0, 128),
+        ("plug", 128, 128),
+        *([("unplug", 248, 8)] if default == "offline" else one_by_one),
+        ("plug", 248, 8),
+        ("unplug", 128, 128),
+    ]
+    assert (device.plugged, plugged(device)) == (256 * MIB, {32: 128, 33: 128})
 
 
 @REAL

@@ -6,7 +6,7 @@ import contextlib
 import enum
 import errno
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,17 @@ _TO_CLEAN_UP = (BlockState.MOVABLE, BlockState.KERNEL, BlockState.OFFLINE)
 """Which blocks are tried again first, if they are wholly unplugged (``virtio_mem_cleanup_pending_mb``)."""
 
 
+def _runs(numbers: Iterable[int]) -> list[list[int]]:
+    # Neighbours go to the hypervisor in one request.
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and abs(number - runs[-1][-1]) == 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
 class SubBlocks:
     """The device's memory blocks, and the sub-blocks of each."""
 
@@ -125,23 +136,19 @@ class SubBlocks:
         return [mine for mine in self.blocks if mine.state is state and mine.partial is partial]
 
     def _fill(self, mine: Divided, units: int) -> int:
-        done = 0
-        for number in range(mine.count):
-            if done == units:
-                break
-            if number in mine.plugged:
-                continue
-            self._device.send("plug", *self._place(mine, number))
-            mine.plugged.add(number)
-            done += 1
+        chosen = [number for number in range(mine.count) if number not in mine.plugged][:units]
+        for run in _runs(chosen):
+            self._device.send("plug", *self._place(mine, run[0], len(run)))
+            mine.plugged.update(run)
             if mine.state in _ONLINE:
-                self._give(mine, number)
-        return done
+                for number in run:
+                    self._give(mine, number)
+        return len(chosen)
 
     def _plug_new(self, mine: Divided, units: int) -> int:
         count = min(units, mine.count)
-        start, size = self._place(mine, 0)
-        self._device.send("plug", start, size * count)
+        start, size = self._place(mine, 0, count)
+        self._device.send("plug", start, size)
         mine.plugged = set(range(count))
         mine.state = BlockState.OFFLINE
         try:
@@ -154,13 +161,11 @@ class SubBlocks:
         return count
 
     def _unplug_whole(self, mine: Divided) -> None:
-        for number in sorted(mine.plugged):
-            self._device.send("unplug", *self._place(mine, number))
-            mine.plugged.discard(number)
+        self._unplug_offline(mine, mine.count)
         mine.state = BlockState.UNUSED
 
-    def _place(self, mine: Divided, number: int) -> tuple[int, int]:
-        return mine.id * self._device.machine.block_size + number * self.unit, self.unit
+    def _place(self, mine: Divided, number: int, count: int = 1) -> tuple[int, int]:
+        return mine.id * self._device.machine.block_size + number * self.unit, count * self.unit
 
     def clean_up(self) -> None:
         """Unplug what could not be added; then try again to remove what is wholly unplugged and could not go."""
@@ -217,9 +222,9 @@ class SubBlocks:
 
     def _unplug_offline(self, mine: Divided, units: int) -> int:
         chosen = sorted(mine.plugged, reverse=True)[:units]
-        for number in chosen:
-            self._device.send("unplug", *self._place(mine, number))
-            mine.plugged.discard(number)
+        for run in _runs(chosen):
+            self._device.send("unplug", *self._place(mine, run[-1], len(run)))
+            mine.plugged.difference_update(run)
         return len(chosen)
 
     def _unplug_online(self, mine: Divided, units: int) -> int:
@@ -232,8 +237,8 @@ class SubBlocks:
             done += self._keep(mine, [number])
         return done
 
-    def _keep(self, mine: Divided, numbers: Iterable[int]) -> bool:
-        # Takes pages from the allocator, then the hypervisor takes them; False if they are busy.
+    def _keep(self, mine: Divided, numbers: Sequence[int]) -> bool:
+        # Takes the pages of neighbours from the allocator, then the hypervisor takes them; False if they are busy.
         taken: list[int] = []
         try:
             for number in numbers:
@@ -243,14 +248,13 @@ class SubBlocks:
             for number in taken:
                 self._give(mine, number)
             return False
-        for number in taken:
-            try:
-                self._device.send("unplug", *self._place(mine, number))
-            except BaseException:
-                for other in taken[taken.index(number) :]:
-                    self._give(mine, other)
-                raise
-            mine.plugged.discard(number)
+        try:
+            self._device.send("unplug", *self._place(mine, numbers[0], len(numbers)))
+        except BaseException:
+            for number in taken:
+                self._give(mine, number)
+            raise
+        mine.plugged.difference_update(numbers)
         return True
 
     def _let_go(self, mine: Divided) -> None:
