@@ -8,12 +8,14 @@ import logging
 import pytest
 
 from memhp import (
+    MEM_CANCEL_ONLINE,
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
     MEM_OFFLINE,
     MEM_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
+    Allocation,
     DeadlockError,
     InvalidInput,
     Machine,
@@ -733,6 +735,45 @@ def test_a_block_that_is_taken_back_after_it_was_online_is_as_before(boot: Boot,
     write(machine, f"memory{number}/state", "online_movable")
     assert (machine.zone(1, "Movable").managed << 12, device.offline_size) == ({32: 128, 33: 32}[number] * MIB, 128 * MIB)
     assert (want(device, 0), blocks(machine), device.plugged, device.offline_size) == ("ok", {}, 0, 0)
+
+
+@pytest.mark.fact("10.6")
+@pytest.mark.parametrize("priority", [-2, 2])
+@pytest.mark.parametrize("taker", [-1, 3])
+@pytest.mark.parametrize("gives_back", [False, True])
+@pytest.mark.parametrize("size", [32, 128])
+def test_the_driver_knows_how_a_block_is_in_the_end_if_somebody_holds_a_page_of_it(
+    boot: Boot,
+    priority: int,
+    taker: int,
+    gives_back: bool,  # noqa: FBT001
+    size: int,
+) -> None:
+    """That keeps it online in spite of the document's NOTIFY_BAD; if it is given back at CANCEL, the block can come again."""
+    machine = guest(boot, Rules.DOCUMENTED, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, size * MIB)
+    taken: list[Allocation] = []
+
+    def take(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_ONLINE:
+            taken.append(machine.alloc_pages(1, "unmovable", blocks=[32]))
+        if action is MEM_CANCEL_ONLINE and taken and gives_back:
+            machine.free_pages(taken.pop())
+        return NOTIFY_OK
+
+    taking = machine.hotplug_memory_notifier(take, taker)
+    refused = refuse(machine, MEM_ONLINE, 32, priority=priority)
+    assert refusal(write, machine, "memory32/state", "online_movable") == "EPERM"
+    refused.clear()
+    taking.unregister()
+    if state(machine, 32) == "offline":
+        write(machine, "memory32/state", "online_movable")
+    assert (device.offline_size, machine.zone(1, "Movable").managed) == (0, size * MIB >> 12)
+    assert refusal(lambda: machine.alloc_pages((size * MIB >> 12) + 1, blocks=[32])) == "ENOMEM"
+    for allocation in taken:
+        machine.free_pages(allocation)
+    assert (want(device, 0), blocks(machine), device.offline_size) == ("ok", {}, 0)
 
 
 @pytest.mark.fact("10.6")

@@ -26,7 +26,8 @@ from memhp.events import (
 )
 from memhp.kernel.add import MhpFlags
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
-from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
+from memhp.kernel.drivers.virtiomem_sbm import OWNER, SubBlocks
+from memhp.kernel.drivers.virtiomem_withhold import discharge, enlist
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.iomem import ResourceName
 from memhp.locking import Mutex
@@ -155,8 +156,8 @@ class VirtioMem:
         with contextlib.ExitStack() as undo:
             self.group = machine.groups.register_dynamic(self.nid, self.mode.group_unit >> PAGE_SHIFT)
             undo.callback(machine.groups.unregister, self.group)
-            _enlist(self)
-            undo.callback(_discharge, self)
+            enlist(self)
+            undo.callback(discharge, self)
             self.claim = machine.iomem.request(self.start, self.size, device, busy=False)
             undo.callback(machine.iomem.release, self.claim)
             self.callback = machine.hotplug_memory_notifier(self._notify)
@@ -275,7 +276,7 @@ class VirtioMem:
             self.removing = False
             raise
         self.queued, self.retry_ms = False, None
-        _discharge(self)
+        discharge(self)
         if gone:
             self.machine.groups.unregister(self.group)
             self.machine.iomem.release(self.claim)
@@ -330,6 +331,10 @@ class VirtioMem:
             return NOTIFY_BAD
         if action in {MEM_GOING_ONLINE, MEM_GOING_OFFLINE}:
             return self._begin(action, start, size)
+        if action is MEM_CANCEL_ONLINE and self._is_kept(start, size):
+            action = MEM_ONLINE
+            if not self._active:
+                return NOTIFY_OK
         if action in {MEM_ONLINE, MEM_OFFLINE} or (action in _UNDONE and self._active):
             self._end(action, start, size)
         elif action in _UNDONE and self._done == (_UNDONE[action], start):
@@ -337,7 +342,20 @@ class VirtioMem:
             self._undo(action, start, size)
         return NOTIFY_OK
 
+    def _is_kept(self, start: int, size: int) -> bool:
+        # What others hold keeps a block online in spite of the document's NOTIFY_BAD at MEM_ONLINE.
+        machine = self.machine
+        blocks = [
+            machine.blocks[machine.block_id_of(Pfn(place >> PAGE_SHIFT))]
+            for place in range(start, start + size, machine.block_size)
+        ]
+        present = [block for block in blocks if block.present]
+        return any(held.allocation.owner != OWNER for held in machine.pages.held_in(present))
+
     def _begin(self, action: MemoryAction, start: int, size: int) -> NotifyResult:
+        if action is MEM_GOING_ONLINE and self._done == (MEM_ONLINE, start):
+            # What seemed to be kept was given back in the end.
+            self._undo(MEM_CANCEL_ONLINE, start, size)
         # The mutex stays held until the end of the change. Whoever refuses keeps it too: its own CANCEL gives it back.
         self.mutex.acquire()
         if self.removing:
@@ -372,36 +390,3 @@ def _check(nid: int, start: int, size: int, block_size: int, offline_at_most: in
         whole_number(value, f"virtio-mem: {name}", "a number")
     if block_size < 4096 or block_size & (block_size - 1) or start % block_size or size % block_size or size < 1:
         raise InvalidInput((start, size, block_size), "virtio-mem", "a region of whole device blocks, a power of two of pages")
-
-
-# One online-page callback serves all devices of a machine. Their list is replaced, so that who reads it is undisturbed.
-
-
-def _enlist(device: VirtioMem) -> None:
-    place = device.machine.online_page
-    with place.sharing:
-        withholder = place.callback
-        if not isinstance(withholder, _Withholder):
-            withholder = _Withholder()
-            place.set(withholder)
-        withholder.devices = [*withholder.devices, device]
-
-
-def _discharge(device: VirtioMem) -> None:
-    place = device.machine.online_page
-    with place.sharing:
-        withholder = place.callback
-        if isinstance(withholder, _Withholder):
-            withholder.devices = [other for other in withholder.devices if other is not device]
-            if not withholder.devices:
-                place.restore(withholder)
-
-
-class _Withholder:
-    def __init__(self) -> None:
-        self.devices: list[VirtioMem] = []
-
-    def __call__(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
-        first, size = start << PAGE_SHIFT, nr_pages << PAGE_SHIFT
-        own = [device for device in self.devices if device.start < first + size and first < device.start + device.size]
-        return [part for device in own for part in device.mode.withheld(first, size)]

@@ -11,6 +11,7 @@ from memhp.errors import HotplugError
 from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_GOING_OFFLINE, MemoryAction
 from memhp.kernel.blocks import BlockState, MemoryBlock
 from memhp.kernel.contig import alloc_contig_range
+from memhp.kernel.drivers.virtiomem_sbm import OWNER
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.hotplug import adjust_managed_page_count
 from memhp.kernel.kinds import PageKind
@@ -150,7 +151,7 @@ class BigBlocks:
         for block in self._blocks(number):
             if block.state is not BlockState.ONLINE:
                 continue
-            allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+            allocation = Allocation(PageKind.OFFLINE, OWNER)
             try:
                 alloc_contig_range(self._device.machine, block, block.start_pfn, block.nr_pages, allocation)
             except BaseException:
@@ -189,6 +190,6 @@ class BigBlocks:
         number = start // self.unit
         if self.states.get(number) is not BigState.FAKE_OFFLINE:
             return []
-        allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+        allocation = Allocation(PageKind.OFFLINE, OWNER)
         self._held.setdefault(number, {})[self._device.machine.block_id_of(Pfn(start >> 12))] = allocation
         return [(Pfn(start >> 12), size >> 12, allocation)]

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
     from memhp.kernel.drivers.virtiomem import VirtioMem
 
-__all__ = ["BlockState", "Divided", "SubBlocks"]
+__all__ = ["OWNER", "BlockState", "Divided", "SubBlocks"]
+
+OWNER = "virtio-mem"
+"""Whose the pages are that it keeps from the allocator."""
 
 _log = logging.getLogger("memhp.kernel")
 
@@ -277,7 +280,7 @@ class SubBlocks:
 
     def _take(self, mine: Divided, number: int) -> None:
         start, size = self._place(mine, number)
-        allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+        allocation = Allocation(PageKind.OFFLINE, OWNER)
         alloc_contig_range(self._device.machine, self._block(mine), Pfn(start >> PAGE_SHIFT), size >> PAGE_SHIFT, allocation)
         mine.held[number] = allocation
         adjust_managed_page_count(self._block(mine), -(size >> PAGE_SHIFT))
@@ -330,6 +333,6 @@ class SubBlocks:
     def _withheld(self, mine: Divided) -> Iterator[tuple[Pfn, int, Allocation]]:
         for number in range(mine.count):
             if number not in mine.plugged:
-                allocation = mine.held.setdefault(number, Allocation(PageKind.OFFLINE, "virtio-mem"))
+                allocation = mine.held.setdefault(number, Allocation(PageKind.OFFLINE, OWNER))
                 place, length = self._place(mine, number)
                 yield Pfn(place >> PAGE_SHIFT), length >> PAGE_SHIFT, allocation
