@@ -6,16 +6,16 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from memhp.errors import HotplugError
+from memhp.errors import HotplugError, InvalidInput, ScenarioError
 from memhp.kernel import Machine
 from memhp.kernel.drivers import VirtioMem as Driver
 from memhp.scenario import words
-from memhp.scenario.model import Step, VirtioMem
+from memhp.scenario.model import Scenario, Step, VirtioMem
 from memhp.scenario.reader import Value
 from memhp.scenario.words import Decoded
 from memhp.units import format_size, parse_size
 
-__all__ = ["STEPS", "Devices", "decode_virtio_mem"]
+__all__ = ["STEPS", "Devices", "decode_virtio_mem", "devices_of"]
 
 _DEVICE_BLOCK = 2 << 20
 _SMALLEST = 1 << 20
@@ -162,3 +162,18 @@ class Devices:
     def _unplug_cpu(self, step: Step) -> str:
         self._machine.sockets.unplug(step.arguments["socket"])
         return ""
+
+
+def devices_of(scenario: Scenario, machine: Machine) -> Devices:
+    """Give a machine the devices of its scenario.
+
+    Raises:
+        ScenarioError: it can't have them; one that was read from files may be quite another than the file describes.
+    """
+    spec = scenario.machine
+    try:
+        return Devices(machine, spec.virtio)
+    except (HotplugError, InvalidInput) as error:
+        names = ", ".join(device.name for device in spec.virtio)
+        expected = f"devices that the machine can have ({error})"
+        raise ScenarioError(names, str(scenario.file), spec.virtio_line, expected, "machine: virtio_mem") from error
