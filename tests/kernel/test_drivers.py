@@ -637,6 +637,61 @@ def test_hyper_v_knows_of_each_region_what_is_backed(boot: Boot, rules: Rules) -
 
 @ALL
 @pytest.mark.fact("10.12")
+def test_hyper_v_forgets_what_was_backed_of_memory_that_has_gone(boot: Boot, rules: Rules) -> None:
+    """A region that comes again may be backed in part only; one that can't come changes nothing."""
+    machine = make(boot, rules)
+    balloon = HyperVBalloon(machine)
+    balloon.hot_add(1, ROOM, BLOCK, BLOCK)
+    machine.remove_memory(ROOM, BLOCK)
+    balloon.hot_add(1, ROOM, BLOCK, 64 * MIB)
+    assert refusal(lambda: balloon.hot_add(1, ROOM, BLOCK, BLOCK)) == "EEXIST"
+    write(machine, "memory32/state", "online_movable")
+    assert (balloon.pages_onlined, machine.zone(1, "Movable").managed) == (PAGES // 2, PAGES // 2)
+
+
+@pytest.mark.parametrize(
+    ("nid", "start", "size", "backed"),
+    [
+        (1, ROOM, -BLOCK, 0),
+        (1, ROOM, 0, 0),
+        (1, ROOM, BLOCK, 2 * BLOCK),
+        (1, ROOM, BLOCK, -1),
+        (1, ROOM, "1GiB", 0),
+        ([1], ROOM, BLOCK, 0),
+    ],
+)
+def test_a_region_that_hyper_v_can_not_have_is_told(boot: Boot, nid: object, start: object, size: object, backed: object) -> None:
+    """An empty one, one with more backed than there is, and what are no numbers."""
+    machine = make(boot, Rules.LINUX_6_12)
+    balloon = HyperVBalloon(machine)
+    before = snapshot(machine)
+    with pytest.raises(InvalidInput, match="hv_balloon"):
+        balloon.hot_add(nid, start, size, backed)  # type: ignore[arg-type]
+    assert (snapshot(machine), balloon.can_add, balloon.waiting) == (before, True, False)
+
+
+@pytest.mark.fact("10.12")
+@pytest.mark.parametrize("priority", [-1, 1])
+def test_hyper_v_counts_what_is_online_in_the_end(boot: Boot, priority: int) -> None:
+    """The document's NOTIFY_BAD at MEM_ONLINE and MEM_OFFLINE, whether the driver has heard that action or not."""
+    machine = make(boot, Rules.DOCUMENTED)
+    balloon = HyperVBalloon(machine)
+    balloon.hot_add(1, ROOM, BLOCK, BLOCK)
+    refused = {MEM_ONLINE, MEM_OFFLINE}
+    machine.hotplug_memory_notifier(lambda block, seen, arg: NOTIFY_BAD if seen in refused else NOTIFY_OK, priority)
+    assert refusal(write, machine, "memory32/state", "online_movable") == "EPERM"
+    assert (state(machine, 32), balloon.pages_onlined) == ("offline", 0)
+    refused.remove(MEM_ONLINE)
+    write(machine, "memory32/state", "online_movable")
+    assert refusal(write, machine, "memory32/state", "offline") == "EPERM"
+    assert (state(machine, 32), balloon.pages_onlined) == ("online", PAGES)
+    refused.clear()
+    write(machine, "memory32/state", "offline")
+    assert balloon.pages_onlined == 0
+
+
+@ALL
+@pytest.mark.fact("10.12")
 def test_xen_adds_memory_that_is_all_in_the_balloon_at_first(boot: Boot, rules: Rules) -> None:
     """Its thread is woken when it is online; only one driver can have the online-page callback."""
     machine = make(boot, rules, default="online_movable")
@@ -647,6 +702,8 @@ def test_xen_adds_memory_that_is_all_in_the_balloon_at_first(boot: Boot, rules: 
     assert refusal(lambda: machine.alloc_pages(1, blocks=[32])) == "ENOMEM"
     assert refusal(lambda: balloon.reserve_additional_memory(1, ROOM, BLOCK)) == "EEXIST"
     assert refusal(lambda: balloon.reserve_additional_memory(9, 2 * ROOM, BLOCK)) == "EINVAL"
+    with pytest.raises(InvalidInput, match="xen balloon: nid"):
+        balloon.reserve_additional_memory([1], 2 * ROOM, BLOCK)  # type: ignore[arg-type]
     assert above(machine) == ["100000000-107ffffff : System RAM"]
     assert refusal(HyperVBalloon, machine) == "EINVAL"
     assert refusal(machine.online_page.restore, lambda start, pages: []) == "EINVAL"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 import pytest
 
 from memhp import (
+    MEM_CANCEL_ONLINE,
     MEM_GOING_OFFLINE,
     MEM_GOING_ONLINE,
     MEM_OFFLINE,
     MEM_ONLINE,
     NOTIFY_BAD,
     NOTIFY_OK,
+    Allocation,
+    DeadlockError,
     InvalidInput,
     Machine,
     MemoryAction,
@@ -20,21 +24,24 @@ from memhp import (
     NotifierBlock,
     NotifyResult,
     Rules,
+    notifier_from_errno,
 )
 from memhp.kernel.drivers import VirtioMem, XenBalloon
 from memhp.kernel.drivers.virtiomem_bbm import BigBlocks
 from memhp.kernel.drivers.virtiomem_sbm import SubBlocks
 from memhp.kernel.kinds import PageKind
 from memhp.kernel.zones import Zone
-from support import ALL, BLOCK, GIB, MIB, Boot, in_thread, refusal, snapshot, state, until_parked, write
+from support import ALL, BLOCK, GIB, MIB, Boot, Running, in_thread, refusal, snapshot, state, until_parked, write
 
 REAL = pytest.mark.parametrize("rules", [Rules.LINUX_6_1, Rules.LINUX_6_12])
 ROOM = 4 * GIB
 
 
-def guest(boot: Boot, rules: Rules = Rules.LINUX_6_12, default: str = "online_movable", **options: str) -> Machine:
+def guest(
+    boot: Boot, rules: Rules = Rules.LINUX_6_12, default: str = "online_movable", *, lockdep: bool = True, **options: str
+) -> Machine:
     names = {f"memory_hotplug.{name}": value for name, value in options.items()}
-    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names})
+    return boot(["1GiB", 0], rules=rules, parameters={"memhp_default_state": default, **names}, lockdep=lockdep)
 
 
 def want(device: VirtioMem, size: int) -> str:
@@ -113,7 +120,7 @@ def test_growing_fills_what_is_partly_plugged_first(boot: Boot, rules: Rules) ->
     before = machine.memory_total
     asked.clear()
     assert want(device, 386 * MIB) == "ok"
-    assert asked == [(32, 2), (33, 2), (34, 2), (34, 2), (34, 2), (35, 2)]
+    assert asked == [(32, 2), (33, 2), (34, 6), (35, 2)]
     assert machine.memory_total - before == 4 * MIB  # the offline blocks don't count
 
 
@@ -174,6 +181,36 @@ def test_shrinking_takes_from_offline_blocks_then_from_partial_ones_then_from_th
     assert want(device, 0) == "ok"
     assert (plugged(device), blocks(machine), before - machine.memory_total) == ({}, {}, 320 * MIB)
     assert (device.plugged, device.offline_size) == (0, 0)
+
+
+@REAL
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize("default", ["offline", "online_movable"])
+def test_sub_blocks_that_are_neighbours_go_in_one_request(boot: Boot, rules: Rules, default: str) -> None:
+    """Whether they come or go; only those of an online block that stays in part go one by one. A refusal is for all of them."""
+    machine = guest(boot, rules, default)
+    asked: list[tuple[str, int, int]] = []
+    refused: set[int] = set()
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append((what, (start - ROOM) // MIB, size // MIB))
+        return errno.ETXTBSY if size in refused else 0
+
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=answer)
+    want(device, 256 * MIB)
+    want(device, 248 * MIB)
+    want(device, 256 * MIB)
+    refused.add(128 * MIB)
+    assert want(device, 0) == "ETXTBSY"
+    one_by_one = [("unplug", place, 2) for place in (254, 252, 250, 248)]
+    assert asked == [
+        ("plug", 0, 128),
+        ("plug", 128, 128),
+        *([("unplug", 248, 8)] if default == "offline" else one_by_one),
+        ("plug", 248, 8),
+        ("unplug", 128, 128),
+    ]
+    assert (device.plugged, plugged(device)) == (256 * MIB, {32: 128, 33: 128})
 
 
 @REAL
@@ -255,12 +292,65 @@ def test_each_retry_waits_twice_as_long(boot: Boot) -> None:
 
 
 @pytest.mark.fact("10.7")
-def test_an_errno_that_nobody_knows_breaks_the_device(boot: Boot) -> None:
-    """It does nothing any more."""
+def test_an_errno_that_nobody_knows_breaks_the_device(boot: Boot, caplog: pytest.LogCaptureFixture) -> None:
+    """It does nothing any more; why is logged once."""
     machine = guest(boot)
     device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: errno.EIO)
     assert [want(device, 2 * MIB), device.work(), device.broken] == ["EIO", "EIO", "EIO"]
     assert blocks(machine) == {}
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("virtio0: unknown error, marking device broken: [EIO] the hypervisor does not plug 0x100000000")
+
+
+@pytest.mark.fact("10.7")
+def test_eagain_is_tried_again_at_once(boot: Boot) -> None:
+    """That is a NACK, such as for a size that has just changed; the device is not broken, and nothing waits."""
+    machine = guest(boot)
+    answers = [errno.EAGAIN]
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: answers.pop() if answers else 0)
+    assert (want(device, 128 * MIB), device.queued, device.retry_ms, device.broken) == ("EAGAIN", True, None, "")
+    assert (device.work(), device.queued, plugged(device)) == ("ok", False, {32: 128})
+
+
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize(("requested", "has"), [(3, 2), (1, 0), (4, 4), (5, 4)])
+def test_a_size_that_is_not_of_whole_sub_blocks_is_had_as_far_as_it_can_be(boot: Boot, requested: int, has: int) -> None:
+    """A hypervisor's block may be smaller than a sub-block; what is less than that is neither plugged nor unplugged."""
+    device = VirtioMem(guest(boot), 1, ROOM, GIB, block_size=MIB)
+    assert (want(device, requested * MIB), device.plugged // MIB) == ("ok", has)
+    want(device, 6 * MIB)
+    assert (want(device, requested * MIB), device.plugged // MIB) == ("ok", has + has % 2 + requested % 2 * 2)
+
+
+@ALL
+@pytest.mark.fact("10.7")
+def test_its_worker_never_runs_twice_at_once(boot: Boot, rules: Rules) -> None:
+    """As an item of a workqueue doesn't; the second run begins when the first has ended, and finds nothing to do."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    second: list[Running] = []
+    asked: list[int] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append(start)
+        second.append(in_thread(device.work, "second"))
+        until_parked(second[0])
+        return 0
+
+    device._answer = answer
+    assert want(device, 128 * MIB) == "ok"
+    assert (second[0].result(), asked, plugged(device), device.plugged) == ("ok", [ROOM], {32: 128}, 128 * MIB)
+
+
+@pytest.mark.parametrize("answer", [-errno.EBUSY, "no", True, 2.5, None, 4096])
+def test_an_answer_that_is_no_errno_is_told(boot: Boot, answer: object) -> None:
+    """The device is not broken by it, and goes on with what is one."""
+    machine = guest(boot)
+    device = VirtioMem(machine, 1, ROOM, GIB, answer=lambda what, start, size: answer)  # type: ignore[arg-type, return-value]
+    with pytest.raises(InvalidInput, match=r"virtio-mem: answer: .* expected 0, or an errno such as ETXTBSY"):
+        want(device, 128 * MIB)
+    device._answer = lambda what, start, size: 0
+    assert (device.broken, device.work(), plugged(device)) == ("", "ok", {32: 128})
 
 
 @REAL
@@ -378,7 +468,7 @@ def test_nothing_is_unplugged_from_a_block_that_is_on_its_way_offline(boot: Boot
 
     def before_the_driver(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
         if action is MEM_GOING_OFFLINE:
-            ended.append(want(device, 64 * MIB))
+            ended.append(in_thread(lambda: want(device, 64 * MIB)).result())
         return NOTIFY_OK
 
     machine.hotplug_memory_notifier(before_the_driver, priority=10)
@@ -409,6 +499,43 @@ def test_managed_pages_are_counted_under_the_lock_of_the_zones(boot: Boot) -> No
 
 @ALL
 @pytest.mark.fact("10.6")
+def test_a_block_that_is_being_removed_does_not_come_online_any_more(boot: Boot, rules: Rules) -> None:
+    """Not for who was waiting for the driver's mutex already when its last sub-block was unplugged."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 2 * MIB)
+    waiting: list[Running] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        waiting.append(in_thread(lambda: machine.device_online(32), "admin"))
+        until_parked(waiting[0])
+        return 0
+
+    device._answer = answer
+    assert want(device, 0) == "ok"
+    assert refusal(waiting[0].result) == "EPERM"
+    assert (blocks(machine), device.offline_size, machine.zone(1, "Normal").managed) == ({}, 0, 0)
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_who_keeps_a_block_that_is_wholly_unplugged_is_logged(boot: Boot, rules: Rules, caplog: pytest.LogCaptureFixture) -> None:
+    """For the driver goes on without it."""
+    caplog.set_level(logging.INFO, "memhp.kernel")
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 128 * MIB)
+    machine.memory_chain.register(
+        NotifierBlock(lambda block, seen, arg: NOTIFY_BAD if seen is MEM_GOING_OFFLINE else NOTIFY_OK, name="keeper")
+    )
+    want(device, 0)
+    [said] = [record.getMessage() for record in caplog.records if "wholly unplugged" in record.getMessage()]
+    assert "memory32" in said
+    assert "keeper" in said
+
+
+@ALL
+@pytest.mark.fact("10.6")
 def test_a_range_that_is_not_one_block_is_refused_and_others_do_not_matter(boot: Boot, rules: Rules) -> None:
     """Below the devices two blocks can go at once; the driver says BAD. Memory of others it leaves alone."""
     machine = guest(boot, rules, "offline")
@@ -435,6 +562,81 @@ def test_a_driver_that_is_being_removed_refuses_with_ebusy(boot: Boot, rules: Ru
     assert device.unbind() is False
     assert blocks(machine) == {32: "online"}
     write(machine, "memory32/state", "offline")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_driver_that_is_unbound_does_nothing_any_more(boot: Boot, rules: Rules) -> None:
+    """The group of its number may be another device's by then; nobody can unbind it twice."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    device.request(128 * MIB)
+    assert (device.unbind(), device.queued) == (True, False)
+    VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+    before = (snapshot(machine), list(machine.groups))
+    for call in (lambda: device.request(2 * MIB), device.work, device.timer_expired, device.unbind):
+        assert refusal(call) == "ENODEV"
+    assert (snapshot(machine), list(machine.groups)) == before
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_unbinding_waits_for_a_run_that_has_begun(boot: Boot, rules: Rules) -> None:
+    """Then what that has plugged is taken into account; another run does not begin."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    leaving: list[Running] = []
+
+    def answer(what: str, start: int, size: int) -> int:
+        leaving.append(in_thread(device.unbind, "unbind"))
+        until_parked(leaving[0])
+        return 0
+
+    device._answer = answer
+    device.request(64 * MIB)
+    assert device.work() == "ok"
+    assert (leaving[0].result(), blocks(machine), refusal(device.work)) == (True, {}, "ENODEV")
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_driver_that_could_not_be_unbound_goes_on(boot: Boot, rules: Rules) -> None:
+    """Here its caller holds the lock that removing needs, and then calls it from inside of the chain."""
+    machine = guest(boot, rules, "offline", lockdep=False)
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 32 * MIB)
+    with machine.locks.device_hotplug, pytest.raises(DeadlockError):
+        device.unbind()
+    write(machine, "memory32/state", "online_movable")
+    assert (want(device, 64 * MIB), plugged(device)) == ("ok", {32: 64})
+    write(machine, "memory32/state", "offline")
+    inside = machine.memory_chain.register(NotifierBlock(lambda block, action, arg: NOTIFY_BAD if device.unbind() else NOTIFY_OK))
+    assert refusal(write, machine, "memory3/state", "offline") == "EPERM"
+    inside.unregister()
+    assert (want(device, 160 * MIB), device.plugged) == ("ok", 160 * MIB)
+
+
+@ALL
+@pytest.mark.fact("10.6")
+def test_a_device_that_can_not_follow_blocks_leaves_nothing_behind(boot: Boot, rules: Rules) -> None:
+    """Nobody can register on the chain from inside of a call of it; afterwards it works."""
+    machine = guest(boot, rules, lockdep=False)
+    first = VirtioMem(machine, 1, ROOM, GIB)
+    before = (str(machine.iomem), list(machine.groups))
+    raised: list[BaseException] = []
+
+    def callback(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_GOING_OFFLINE:
+            with pytest.raises(DeadlockError) as caught:
+                VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+            raised.append(caught.value)
+        return NOTIFY_OK
+
+    machine.hotplug_memory_notifier(callback)
+    write(machine, "memory3/state", "offline")
+    assert (len(raised), (str(machine.iomem), list(machine.groups))) == (1, before)
+    second = VirtioMem(machine, 1, 2 * ROOM, GIB, device="virtio1")
+    assert (first.unbind(), second.unbind(), machine.online_page.callback) == (True, True, None)
 
 
 @ALL
@@ -483,6 +685,16 @@ def test_big_blocks_that_are_offline_go_first_then_movable_ones(boot: Boot, rule
 
 
 @REAL
+@pytest.mark.fact("10.7")
+def test_two_big_blocks_may_always_be_offline(boot: Boot, rules: Rules) -> None:
+    """Also if one alone is more than the 1 GiB that may be; the third has to wait for one of them."""
+    machine = guest(boot, rules, "offline")
+    device = VirtioMem(machine, 1, ROOM, 8 * GIB, block_size=2 * GIB)
+    assert (want(device, 4 * GIB), device.plugged) == ("ok", 4 * GIB)
+    assert (want(device, 6 * GIB), device.plugged) == ("ENOSPC", 4 * GIB)
+
+
+@REAL
 @pytest.mark.fact("10.7", "7.8")
 def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules) -> None:
     """All its pages are taken first, so a busy one costs no offline; a refusal gives them back."""
@@ -498,11 +710,52 @@ def test_a_big_block_in_use_or_refused_stays_as_it_was(boot: Boot, rules: Rules)
     kept = refuse(machine, MEM_GOING_OFFLINE, 33)
     total = machine.memory_total
     device.timer_expired()
-    assert device.work() == "EPERM"
+    assert device.work() == {Rules.LINUX_6_1: "EPERM", Rules.LINUX_6_12: "EBUSY"}[rules]
     assert (machine.memory_total, blocks(machine)) == (total, {32: "online", 33: "online"})
     machine.free_pages(machine.alloc_pages(65526, blocks=[32, 33]))
     kept.clear()
     assert refuse(machine, MEM_GOING_ONLINE) == []
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_a_big_block_that_the_hypervisor_keeps_is_unplugged_by_the_next_run(boot: Boot, rules: Rules) -> None:
+    """It is no memory any more, but stays plugged; the next run unplugs it first, and then it can be used again."""
+    machine = guest(boot, rules)
+    asked: list[tuple[str, int]] = []
+    refused = {"unplug"}
+
+    def answer(what: str, start: int, size: int) -> int:
+        asked.append((what, (start - ROOM) // MIB))
+        return errno.ETXTBSY if what in refused else 0
+
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB, answer=answer)
+    want(device, 512 * MIB)
+    assert want(device, 256 * MIB) == "ETXTBSY"
+    assert (device.plugged, sorted(blocks(machine)), device.retry_ms) == (512 * MIB, [32, 33], 50_000)
+    refused.clear()
+    asked.clear()
+    device.timer_expired()
+    assert (device.work(), device.plugged, asked) == ("ok", 256 * MIB, [("unplug", 256)])
+    asked.clear()
+    assert want(device, GIB) == "ok"
+    assert asked == [("plug", 256), ("plug", 512), ("plug", 768)]
+    assert list(blocks(machine)) == list(range(32, 40))
+
+
+@REAL
+@pytest.mark.fact("10.7")
+def test_a_big_block_that_could_not_be_added_is_unplugged_again(boot: Boot, rules: Rules) -> None:
+    """The error is that of adding, also if the hypervisor keeps the block then; unbound, nothing of it is memory."""
+    for keeps, plugged_then in ((False, 0), (True, 256)):
+        machine = guest(boot, rules)
+        device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+        if keeps:
+            device._answer = lambda what, start, size: errno.ETXTBSY if what == "unplug" else 0
+        machine.device_memory.memremap_pages(0, ROOM, 2 * MIB)
+        assert want(device, 256 * MIB) == "EEXIST"
+        assert (device.plugged // MIB, device.offline_size, blocks(machine)) == (plugged_then, 0, {})
+        assert (device.unbind(), list(machine.groups)) == (True, [])
 
 
 @pytest.mark.fact("10.6")
@@ -520,6 +773,100 @@ def test_a_block_that_is_taken_back_after_it_was_offline_is_as_before(boot: Boot
     assert machine.pages.count_free([machine.block(33)]) == 32768
     write(machine, "memory33/state", "offline")
     assert device.offline_size == 128 * MIB
+
+
+@REAL
+@pytest.mark.fact("10.7")
+@pytest.mark.parametrize(("answer", "on_6_12"), [(NOTIFY_BAD, "EBUSY"), (notifier_from_errno(-errno.ENOMEM), "ENOMEM")])
+def test_a_big_block_that_another_callback_keeps_is_tried_again_since_6_12(
+    boot: Boot, rules: Rules, answer: NotifyResult, on_6_12: str
+) -> None:
+    """There any refusal but ENOMEM counts as EBUSY; 6.1 gives up if it does not know the errno, such as the EPERM of BAD."""
+    machine = guest(boot, rules)
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+    want(device, 256 * MIB)
+    keeper = machine.hotplug_memory_notifier(lambda block, seen, arg: answer if seen is MEM_GOING_OFFLINE else NOTIFY_OK)
+    done = want(device, 0)
+    keeper.unregister()
+    device.timer_expired()
+    if rules is Rules.LINUX_6_1 and answer is NOTIFY_BAD:
+        assert (done, device.broken, device.work(), device.plugged) == ("EPERM", "EPERM", "EPERM", 256 * MIB)
+    else:
+        assert (done, device.broken, device.work(), device.plugged) == (on_6_12, "", "ok", 0)
+
+
+@pytest.mark.fact("10.6")
+@pytest.mark.parametrize("priority", [-1, 1])
+@pytest.mark.parametrize("number", [32, 33])
+def test_a_block_that_is_taken_back_after_it_was_online_is_as_before(boot: Boot, priority: int, number: int) -> None:
+    """The document's NOTIFY_BAD at MEM_ONLINE, whether the driver has heard MEM_ONLINE or not; one block is plugged in part."""
+    machine = guest(boot, Rules.DOCUMENTED, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, 160 * MIB)
+    before = snapshot(machine)
+    refused = refuse(machine, MEM_ONLINE, number, priority=priority)
+    assert refusal(write, machine, f"memory{number}/state", "online_movable") == "EPERM"
+    assert (snapshot(machine) | {"uevents": 0}, device.offline_size) == (before | {"uevents": 0}, 256 * MIB)
+    refused.clear()
+    write(machine, f"memory{number}/state", "online_movable")
+    assert (machine.zone(1, "Movable").managed << 12, device.offline_size) == ({32: 128, 33: 32}[number] * MIB, 128 * MIB)
+    assert (want(device, 0), blocks(machine), device.plugged, device.offline_size) == ("ok", {}, 0, 0)
+
+
+@pytest.mark.fact("10.6")
+@pytest.mark.parametrize("priority", [-2, 2])
+@pytest.mark.parametrize("taker", [-1, 3])
+@pytest.mark.parametrize("gives_back", [False, True])
+@pytest.mark.parametrize("size", [32, 128])
+def test_the_driver_knows_how_a_block_is_in_the_end_if_somebody_holds_a_page_of_it(
+    boot: Boot,
+    priority: int,
+    taker: int,
+    gives_back: bool,  # noqa: FBT001
+    size: int,
+) -> None:
+    """That keeps it online in spite of the document's NOTIFY_BAD; if it is given back at CANCEL, the block can come again."""
+    machine = guest(boot, Rules.DOCUMENTED, "offline")
+    device = VirtioMem(machine, 1, ROOM, GIB)
+    want(device, size * MIB)
+    taken: list[Allocation] = []
+
+    def take(block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
+        if action is MEM_ONLINE:
+            taken.append(machine.alloc_pages(1, "unmovable", blocks=[32]))
+        if action is MEM_CANCEL_ONLINE and taken and gives_back:
+            machine.free_pages(taken.pop())
+        return NOTIFY_OK
+
+    taking = machine.hotplug_memory_notifier(take, taker)
+    refused = refuse(machine, MEM_ONLINE, 32, priority=priority)
+    assert refusal(write, machine, "memory32/state", "online_movable") == "EPERM"
+    refused.clear()
+    taking.unregister()
+    if state(machine, 32) == "offline":
+        write(machine, "memory32/state", "online_movable")
+    assert (device.offline_size, machine.zone(1, "Movable").managed) == (0, size * MIB >> 12)
+    assert refusal(lambda: machine.alloc_pages((size * MIB >> 12) + 1, blocks=[32])) == "ENOMEM"
+    for allocation in taken:
+        machine.free_pages(allocation)
+    assert (want(device, 0), blocks(machine), device.offline_size) == ("ok", {}, 0)
+
+
+@pytest.mark.fact("10.6")
+def test_a_block_that_does_not_come_back_while_its_big_block_leaves_is_as_before(boot: Boot) -> None:
+    """One block may not go, and the document's NOTIFY_BAD keeps the other, which did, from coming back online."""
+    machine = guest(boot, Rules.DOCUMENTED)
+    device = VirtioMem(machine, 1, ROOM, GIB, block_size=256 * MIB)
+    want(device, 256 * MIB)
+    refused = refuse(machine, MEM_GOING_OFFLINE, 33)
+    stays = refuse(machine, MEM_ONLINE, 32, priority=-1)
+    assert want(device, 0) == "EPERM"
+    assert (blocks(machine), device.offline_size) == ({32: "offline", 33: "online"}, 128 * MIB)
+    assert machine.zone(1, "Movable").managed == 32768
+    refused.clear()
+    stays.clear()
+    write(machine, "memory32/state", "online_movable")
+    assert (machine.zone(1, "Movable").managed, device.offline_size) == (65536, 0)
 
 
 @ALL
@@ -560,6 +907,14 @@ def test_malformed_devices_and_requests_are_refused(boot: Boot) -> None:
     for wrong in [("1", ROOM, GIB), (1, None, GIB), (1, ROOM, 1e9)]:
         with pytest.raises(InvalidInput, match="virtio-mem"):
             VirtioMem(machine, *wrong)  # type: ignore[arg-type]
+    for given, text in [
+        ({"offline_at_most": "1GiB"}, "offline_at_most"),
+        ({"device": None}, "the name of a virtio device"),
+        ({"device": ""}, "the name of a virtio device"),
+        ({"answer": None}, "a function"),
+    ]:
+        with pytest.raises(InvalidInput, match=text):
+            VirtioMem(machine, 1, ROOM, GIB, **given)  # type: ignore[arg-type]
     device = VirtioMem(machine, 1, ROOM, GIB)
     for wanted in (-1, MIB, 2 * GIB, "1GiB"):
         with pytest.raises(InvalidInput, match="requested"):

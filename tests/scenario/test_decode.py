@@ -437,7 +437,7 @@ BAD = {
     "add: a word": (in_step("add: 128MiB"), 3, "mapping"),
     "add: node": (in_step("add: {size: 128MiB, node: one}"), 3, "whole number"),
     "add: at": (in_step("add: {size: 128MiB, at: top}"), 3, "a size such as"),
-    "add: a number of 5000 digits": (in_step(f"add: {{size: {'9' * 5000}}}"), 3, "a shorter number"),
+    "add: a number of 5000 digits": (in_step(f"add: {{size: {'9' * 5000}}}"), 3, "a size such as 128MiB"),
     "online: range backwards": (in_step("online: 35-32"), 3, "32-35,40"),
     "online: number twice": (in_step("online: 32,32"), 3, "once"),
     "online: nothing": (in_step('online: ""'), 3, "32-35,40"),

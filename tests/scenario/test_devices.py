@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from memhp import ScenarioError
+from memhp import HotplugError, Machine, ScenarioError
 from memhp.scenario import load
+from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
 from playing import Play
 
@@ -55,6 +57,34 @@ def test_a_device_that_can_not_be_is_told(tmp_path: Path, device: str, expected:
         machine(tmp_path, f"  - {device}\n")
     assert refusal.value.line == 4
     assert expected in refusal.value.expected
+
+
+def test_devices_lie_where_their_blocks_allow(play: Play) -> None:
+    """A block of 256 MiB begins at a multiple of that, so there is room between it and what is below."""
+    devices = "[{size: 128MiB, requested: 128MiB}, {size: 512MiB, block: 256MiB, requested: 256MiB}]"
+    run = play("steps: []\n", machine=f"machine: {{nodes: [1GiB], virtio_mem: {devices}, {ONLINE}}}\n")
+    assert run.states() == dict.fromkeys([32, 34, 35], "online")
+
+
+def test_a_size_need_not_be_of_whole_sub_blocks(play: Play) -> None:
+    """It is of the device's own blocks; the driver plugs 2 MiB at once, and leaves the rest."""
+    device = "{size: 128MiB, node: 1, block: 1MiB, requested: 3MiB}"
+    steps = "steps:\n  - resize: 5MiB\n  - resize: 2MiB\n  - resize: 1MiB\n"
+    run = play(steps, machine=f"machine: {{nodes: [1GiB, 0], virtio_mem: [{device}], {ONLINE}}}\n")
+    assert run.texts == ["4 MiB", "2 MiB", "2 MiB"]
+
+
+def test_a_hypervisor_that_always_says_eagain_does_not_hold_up_everything() -> None:
+    """The driver tries again at once, but not for ever; when the answer is another one, it goes on."""
+    machine = Machine.boot(["1GiB"])
+    devices = Devices(machine, [VirtioMem(0, 1024 * MIB)])
+    answers = [errno.EAGAIN] * 150
+    devices.drivers["vm0"]._answer = lambda what, start, size: answers.pop() if answers else 0
+    with pytest.raises(HotplugError, match=r"virtio0: the hypervisor has answered EAGAIN 100 times") as caught:
+        devices.resize("vm0", 64 * MIB)
+    assert caught.value.errno == errno.EAGAIN
+    devices.settle()
+    assert devices.drivers["vm0"].plugged == 64 * MIB
 
 
 def test_devices_that_find_no_room_are_told(tmp_path: Path) -> None:

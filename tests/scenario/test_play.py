@@ -772,6 +772,14 @@ def test_otherwise_stands_in_where_there_are_no_blocks(play: Play, tmp_path: Pat
     assert (run.of("machine")[0]["source"], len(run.of("machine")[0]["blocks"])) == ("dump", 4)
 
 
+def test_devices_that_a_machine_from_files_can_not_have_are_told(play: Play, tmp_path: Path) -> None:
+    """With file and line: it may have other nodes than the description that stands in for it."""
+    captured(tmp_path)
+    described = "otherwise: {nodes: [1GiB, 0, 0, 0, 0, 0]}, virtio_mem: [{size: 1GiB, node: 5}]"
+    with pytest.raises(ScenarioError, match=r"\.yaml:1: machine: virtio_mem: 'vm0' .*node 5 is not possible"):
+        play("steps: []\n", machine=f"machine: {{from: dump, {described}}}\n")
+
+
 def test_the_helper_says_what_it_promises() -> None:
     """The short forms that these tests compare are made of the events alone."""
     call = {"event": "call", "action": "MEM_ONLINE", "status_change_nid_normal": -1, "status_change_nid": 1}

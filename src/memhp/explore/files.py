@@ -23,7 +23,7 @@ from memhp.notifier import NotifierBlock
 from memhp.scenario import load
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
-from memhp.scenario.devices import Devices
+from memhp.scenario.devices import devices_of
 from memhp.scenario.model import CallbackSpec, Expectations, Scenario, Step
 from memhp.scenario.verdict import same_result
 
@@ -112,7 +112,7 @@ class _Stage:
         self.machine = self._boot(scene)
         holdings = Holdings(self.machine)
         blocks = {spec.name: self._block(spec, holdings) for spec in scenario.callbacks}
-        devices = Devices(self.machine, scenario.machine.virtio)
+        devices = devices_of(scenario, self.machine)
         self._actor = Actor(self.machine, holdings, _Crew(scene), blocks, scenario.file, devices)  # type: ignore[arg-type]
         for spec in scenario.callbacks:
             if spec.registered:

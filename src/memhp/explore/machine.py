@@ -92,7 +92,7 @@ FIELDS = (
     *_fields(
         VirtioMem,
         lambda device: "virtio-mem",
-        "requested plugged offline_size queued working retry_ms broken removing _next_retry_ms _active _went_offline",
+        "requested plugged offline_size queued working retry_ms broken removing _next_retry_ms _active _done",
     ),
     *_fields(SubBlocks, lambda mode: "virtio-mem", "_left", "blocks"),
     *_fields(Divided, lambda mine: f"virtio-mem/memory{mine.id}", "state", "plugged held"),

@@ -61,17 +61,20 @@ class Lookup:
                 return zone
         raise InvalidInput(kind, "zone", "DMA, DMA32, Normal or Movable")
 
-    def next_room(self, size: int) -> PhysAddr:
+    def next_room(self, size: int, align: int = 0) -> PhysAddr:
         """Find the lowest address of the room for new memory where ``size`` bytes fit.
+
+        It is a multiple of the block size, and of ``align`` if that is larger; both are powers of two.
 
         Raises:
             HotplugError: ENOSPC, it doesn't fit anywhere.
         """
         start, room = self.room
-        place, size = start, whole_number(size, "size")
+        step, size = max(align, self.block_size), whole_number(size, "size")
+        place = -(-start // step) * step
         for resource in self.iomem:
             if resource.end >= place and resource.start < place + size:
-                place = -(-(resource.end + 1) // self.block_size) * self.block_size
+                place = -(-(resource.end + 1) // step) * step
         if place + size > start + room:
             raise HotplugError(errno.ENOSPC, f"no room for {format_size(size)} in the {format_size(room)} at {start:#x}")
         return PhysAddr(place)

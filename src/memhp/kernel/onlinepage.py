@@ -29,6 +29,8 @@ class OnlinePage:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._lock = Mutex("online_page_callback_lock", machine.dep)
+        self.sharing = Mutex("virtio_mem_mutex", machine.dep)
+        """For devices of one driver that share the callback: held while they look who has it, and set or restore it."""
         self.callback: OnlinePageCallback | None = None
         """Who does it now; changed by :meth:`set` and :meth:`restore` only."""
 

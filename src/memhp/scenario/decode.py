@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,11 @@ def _machine(value: Value) -> MachineSpec:
         described["hypervisor"].boolean()
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
-    virtio = fields.get("virtio_mem")
-    return MachineSpec(description, source, rules, lock, () if virtio is None else decode_virtio_mem(virtio, description))
+    spec = MachineSpec(description, source, rules, lock)
+    if "virtio_mem" not in fields:
+        return spec
+    virtio = fields["virtio_mem"]
+    return replace(spec, virtio=decode_virtio_mem(virtio, description), virtio_line=virtio.line)
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:

@@ -6,19 +6,20 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from memhp.errors import HotplugError
+from memhp.errors import HotplugError, InvalidInput, ScenarioError
 from memhp.kernel import Machine
 from memhp.kernel.drivers import VirtioMem as Driver
 from memhp.scenario import words
-from memhp.scenario.model import Step, VirtioMem
+from memhp.scenario.model import Scenario, Step, VirtioMem
 from memhp.scenario.reader import Value
 from memhp.scenario.words import Decoded
 from memhp.units import format_size, parse_size
 
-__all__ = ["STEPS", "Devices", "decode_virtio_mem"]
+__all__ = ["STEPS", "Devices", "decode_virtio_mem", "devices_of"]
 
 _DEVICE_BLOCK = 2 << 20
 _SMALLEST = 1 << 20
+_MOST_AGAIN = 100
 
 # -- decoding
 
@@ -34,7 +35,7 @@ def decode_virtio_mem(value: Value, description: dict[str, Any]) -> tuple[Virtio
     machine = Machine.boot(**description)
     devices = _read(value, machine)
     try:
-        Devices(machine, devices)
+        value.checked(lambda: Devices(machine, devices))
     except HotplugError as error:
         value.fail(f"devices that the machine can have ({error.strerror})")
     return devices
@@ -112,7 +113,8 @@ class Devices:
         self.drivers: dict[str, Driver] = {}
         """By the devices' names."""
         for number, spec in enumerate(specs):
-            start, block, device = machine.next_room(spec.size), spec.block or _DEVICE_BLOCK, f"virtio{number}"
+            block, device = spec.block or _DEVICE_BLOCK, f"virtio{number}"
+            start = machine.next_room(spec.size, align=block)
             driver = self.drivers[spec.name] = Driver(machine, spec.node, start, spec.size, block_size=block, device=device)
             driver.request(spec.requested)
             self.settle()
@@ -124,9 +126,17 @@ class Devices:
         """What each step does."""
 
     def settle(self) -> None:
-        """Let the drivers work until none has anything to do at once; what they try again much later is not waited for."""
+        """Let the drivers work until none has anything to do at once; what they try again much later is not waited for.
+
+        Raises:
+            HotplugError: EAGAIN, a hypervisor has given that answer too often, one time after another.
+        """
+        again = 0
         while due := [driver for driver in self.drivers.values() if driver.queued and not driver.working and not driver.broken]:
-            due[0].work()
+            again = again + 1 if due[0].work() == "EAGAIN" else 0
+            if again == _MOST_AGAIN:
+                message = f"{due[0].claim.name}: the hypervisor has answered EAGAIN {again} times in succession"
+                raise HotplugError(errno.EAGAIN, message)
 
     def resize(self, name: str, size: int) -> int:
         """Ask for another size of a device, and let its driver follow; gives the bytes that it has then.
@@ -152,3 +162,18 @@ class Devices:
     def _unplug_cpu(self, step: Step) -> str:
         self._machine.sockets.unplug(step.arguments["socket"])
         return ""
+
+
+def devices_of(scenario: Scenario, machine: Machine) -> Devices:
+    """Give a machine the devices of its scenario.
+
+    Raises:
+        ScenarioError: it can't have them; one that was read from files may be quite another than the file describes.
+    """
+    spec = scenario.machine
+    try:
+        return Devices(machine, spec.virtio)
+    except (HotplugError, InvalidInput) as error:
+        names = ", ".join(device.name for device in spec.virtio)
+        expected = f"devices that the machine can have ({error})"
+        raise ScenarioError(names, str(scenario.file), spec.virtio_line, expected, "machine: virtio_mem") from error

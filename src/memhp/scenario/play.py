@@ -18,7 +18,7 @@ from memhp.notifier import NOTIFY_OK, Call, NotifierBlock
 from memhp.scenario.act import Actor
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
-from memhp.scenario.devices import Devices
+from memhp.scenario.devices import devices_of
 from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
@@ -123,7 +123,7 @@ class Player:
     def _begin(self) -> None:
         scenario = self._scenario
         machine = self.machine = self._make_machine()
-        devices = Devices(machine, scenario.machine.virtio)
+        devices = devices_of(scenario, machine)
         holdings = Holdings(machine)
         if self._watch:
             machine.memory_chain.register(NotifierBlock(lambda *_: NOTIFY_OK, 2**31 - 1, CHAIN))

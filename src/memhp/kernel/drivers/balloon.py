@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
+from memhp.errors import HotplugError, InvalidInput
+from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction, MemoryNotify
 from memhp.kernel.add import MhpFlags, add_memory_resource
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.iomem import SYSTEM_RAM
@@ -36,12 +36,17 @@ class HyperVBalloon:
         """Whether it adds memory; not any more after it found memory where it wanted to add some."""
         self.waiting = False
         """Whether it waits (5 s at most) for its last chunk to come online."""
-        self.pages_onlined = 0
-        """Pages of its memory that are online and backed, as it tells the host."""
+        self._online: dict[BlockId, int] = {}
+        # Backed pages of each block that is online.
         self._backed: list[range] = []
         """The page frames of each chunk that exist."""
         machine.online_page.set(self._online_page)
         self.callback = machine.memory_chain.register(NotifierBlock(self._notify, name="hv_balloon"))
+
+    @property
+    def pages_onlined(self) -> int:
+        """Pages of its memory that are online and backed, as it tells the host."""
+        return sum(self._online.values())
 
     @ending_request()
     def hot_add(self, nid: int, start: int, size: int, backed: int) -> list[BlockId]:
@@ -50,26 +55,36 @@ class HyperVBalloon:
         The driver waits for each chunk to come online before it adds the next; here ``waiting`` says so, and nothing waits.
 
         Raises:
+            InvalidInput: an empty region, or more of it is backed than there is.
             HotplugError: what adding the first chunk that failed raised; EEXIST ends hot-add for good. Earlier chunks stay.
         """
+        for name, number in (("nid", nid), ("start", start), ("size", size), ("backed", backed)):
+            whole_number(number, f"hv_balloon: {name}", "a number")
+        if size < 1 or not 0 <= backed <= size:
+            raise InvalidInput((size, backed), "hv_balloon: (size, backed)", "at least one byte, and no more backed than that")
         if not self.can_add:
             raise HotplugError(errno.EEXIST, "hot-add is switched off since memory was found where it should come")
-        for name, number in (("start", start), ("size", size), ("backed", backed)):
-            whole_number(number, f"hv_balloon: {name}")
         added: list[BlockId] = []
         chunk = max(_CHUNK, self._machine.block_size)
         for place in range(start, start + size, chunk):
             self.waiting = True
+            before = self._backed
+            self._backed = self._without(place, chunk)
             self._backed.append(range(place >> PAGE_SHIFT, min(start + backed, place + chunk) >> PAGE_SHIFT))
             try:
                 added += self._machine.add_memory(nid, place, chunk, flags=MhpFlags.MERGE_RESOURCE)
             except BaseException as error:
                 self.waiting = False
-                self._backed.pop()
+                self._backed = before
                 if isinstance(error, HotplugError):
                     self.can_add = error.errno != errno.EEXIST
                 raise
         return added
+
+    def _without(self, start: int, size: int) -> list[range]:
+        # What was known of memory that has been removed since is out of date.
+        first, end = start >> PAGE_SHIFT, (start + size) >> PAGE_SHIFT
+        return [part for part in self._backed if part.stop <= first or end <= part.start]
 
     def _online_page(self, start: Pfn, nr_pages: int) -> list[tuple[Pfn, int, Allocation]]:
         kept, place, end = [], int(start), start + nr_pages
@@ -77,7 +92,6 @@ class HyperVBalloon:
             if place < part.start:
                 kept.append((Pfn(place), part.start - place, Allocation(PageKind.OFFLINE, "hv_balloon")))
             place = part.stop
-            self.pages_onlined += len(part)
         return kept
 
     def _backed_in(self, start: Pfn, nr_pages: int) -> list[range]:
@@ -87,10 +101,18 @@ class HyperVBalloon:
     def _notify(self, block: NotifierBlock, action: MemoryAction, arg: MemoryNotify) -> NotifyResult:
         if action in {MEM_ONLINE, MEM_CANCEL_ONLINE}:
             self.waiting = False
-        elif action is MEM_OFFLINE:
-            gone = sum(map(len, self._backed_in(arg.start_pfn, arg.nr_pages)))
-            self.pages_onlined = max(self.pages_onlined - gone, 0)
+        if action in {MEM_ONLINE, MEM_OFFLINE, MEM_CANCEL_ONLINE, MEM_CANCEL_OFFLINE}:
+            self._count(arg, online=action in {MEM_ONLINE, MEM_CANCEL_OFFLINE})
         return NOTIFY_OK
+
+    def _count(self, arg: MemoryNotify, *, online: bool) -> None:
+        # A CANCEL may follow ONLINE or OFFLINE too: the document's NOTIFY_BAD, from a callback behind this one.
+        pages = self._machine.pages_per_block
+        for start in range(arg.start_pfn, arg.start_pfn + arg.nr_pages, pages):
+            block = self._machine.block_id_of(Pfn(start))
+            self._online.pop(block, None)
+            if online:
+                self._online[block] = sum(map(len, self._backed_in(Pfn(start), pages)))
 
 
 class XenBalloon:
@@ -111,9 +133,11 @@ class XenBalloon:
         """Add room for the balloon to deflate into. It drops its own mutex while it holds device_hotplug_lock.
 
         Raises:
+            InvalidInput: malformed numbers.
             HotplugError: EEXIST, the addresses are taken; and what adding it raises. Nothing was changed.
         """
         machine = self._machine
+        whole_number(nid, "xen balloon: nid", "a number")
         with self._mutex:
             claim = machine.iomem.request(start, size, SYSTEM_RAM)
         try:

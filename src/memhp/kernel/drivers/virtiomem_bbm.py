@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_OFFLINE, MEM_GOING_OFFLINE, MemoryAction
+from memhp.events import MEM_CANCEL_OFFLINE, MEM_CANCEL_ONLINE, MEM_GOING_OFFLINE, MemoryAction
 from memhp.kernel.blocks import BlockState, MemoryBlock
 from memhp.kernel.contig import alloc_contig_range
+from memhp.kernel.drivers.virtiomem_sbm import OWNER
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.hotplug import adjust_managed_page_count
 from memhp.kernel.kinds import PageKind
@@ -27,6 +29,8 @@ class BigState(enum.Enum):
     """What the driver knows of a big block."""
 
     UNUSED = "unused"
+    PLUGGED = "plugged"
+    """Plugged, but it is not memory, and the hypervisor would not unplug it."""
     ADDED = "added"
     FAKE_OFFLINE = "fake-offline"
     """All its pages are taken from the allocator, on the way out."""
@@ -59,19 +63,31 @@ class BigBlocks:
             try:
                 self._device.add(start, self.unit)
             except BaseException:
-                self.states[number] = BigState.UNUSED
-                self._device.send("unplug", start, self.unit)
+                with contextlib.suppress(HotplugError):
+                    self._give_back(number)
                 raise
             units -= 1
         if units:
             raise HotplugError(errno.ENOSPC, "the region has no more big blocks")
 
+    def _give_back(self, number: int) -> None:
+        # What the hypervisor refuses is the first thing that the next run tries.
+        self.states[number] = BigState.PLUGGED
+        self._device.send("unplug", number * self.unit, self.unit)
+        self.states[number] = BigState.UNUSED
+
     def clean_up(self) -> None:
-        """Nothing is ever left over."""
+        """Unplug what is no memory any more, or has never become any (``virtio_mem_cleanup_pending_mb``).
+
+        Raises:
+            HotplugError: the hypervisor refuses again.
+        """
+        for number in [number for number, state in self.states.items() if state is BigState.PLUGGED]:
+            self._give_back(number)
 
     def withdraw(self) -> bool:
         """Leave everything as it is; a big block is plugged whole, so anybody may use it."""
-        return all(state is BigState.UNUSED for state in self.states.values())
+        return all(state in {BigState.UNUSED, BigState.PLUGGED} for state in self.states.values())
 
     def unplug(self, units: int) -> None:
         """Take big blocks offline, remove and unplug them: first offline ones, then movable ones, then all, the highest first.
@@ -128,15 +144,14 @@ class BigBlocks:
                 self.states[number] = BigState.ADDED
             raise
         self._held.pop(number, None)
-        self.states[number] = BigState.UNUSED
-        self._device.send("unplug", number * self.unit, self.unit)
+        self._give_back(number)
 
     def _take_all(self, number: int) -> None:
         held = self._held.setdefault(number, {})
         for block in self._blocks(number):
             if block.state is not BlockState.ONLINE:
                 continue
-            allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+            allocation = Allocation(PageKind.OFFLINE, OWNER)
             try:
                 alloc_contig_range(self._device.machine, block, block.start_pfn, block.nr_pages, allocation)
             except BaseException:
@@ -166,6 +181,8 @@ class BigBlocks:
         allocation = self._held.get(number, {}).get(block)
         if allocation is not None and action in {MEM_GOING_OFFLINE, MEM_CANCEL_OFFLINE}:
             allocation.released = action is MEM_GOING_OFFLINE
+        elif allocation is not None and action is MEM_CANCEL_ONLINE:
+            self._device.machine.pages.free(self._held[number].pop(block))
         return NOTIFY_OK
 
     def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:
@@ -173,6 +190,6 @@ class BigBlocks:
         number = start // self.unit
         if self.states.get(number) is not BigState.FAKE_OFFLINE:
             return []
-        allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+        allocation = Allocation(PageKind.OFFLINE, OWNER)
         self._held.setdefault(number, {})[self._device.machine.block_id_of(Pfn(start >> 12))] = allocation
         return [(Pfn(start >> 12), size >> 12, allocation)]

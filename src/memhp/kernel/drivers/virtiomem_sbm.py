@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from memhp.errors import HotplugError
-from memhp.events import MEM_CANCEL_OFFLINE, MEM_GOING_OFFLINE, MEM_GOING_ONLINE, MEM_OFFLINE, MEM_ONLINE, MemoryAction
+from memhp.events import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    MemoryAction,
+)
 from memhp.kernel.contig import alloc_contig_range
 from memhp.kernel.holdings import Allocation
 from memhp.kernel.hotplug import adjust_managed_page_count
@@ -23,7 +32,12 @@ if TYPE_CHECKING:
     from memhp.kernel.blocks import MemoryBlock
     from memhp.kernel.drivers.virtiomem import VirtioMem
 
-__all__ = ["BlockState", "Divided", "SubBlocks"]
+__all__ = ["OWNER", "BlockState", "Divided", "SubBlocks"]
+
+OWNER = "virtio-mem"
+"""Whose the pages are that it keeps from the allocator."""
+
+_log = logging.getLogger("memhp.kernel")
 
 
 class BlockState(enum.Enum):
@@ -31,7 +45,7 @@ class BlockState(enum.Enum):
 
     UNUSED = "unused"
     PLUGGED = "plugged"
-    """Plugged, but it could neither be added nor unplugged again."""
+    """Plugged, but no memory: it could neither be added nor unplugged again, or it was removed as the driver was to go."""
     OFFLINE = "offline"
     KERNEL = "kernel"
     MOVABLE = "movable"
@@ -69,6 +83,17 @@ _TO_UNPLUG = (
 
 _TO_CLEAN_UP = (BlockState.MOVABLE, BlockState.KERNEL, BlockState.OFFLINE)
 """Which blocks are tried again first, if they are wholly unplugged (``virtio_mem_cleanup_pending_mb``)."""
+
+
+def _runs(numbers: Iterable[int]) -> list[list[int]]:
+    # Neighbours go to the hypervisor in one request.
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and abs(number - runs[-1][-1]) == 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
 
 
 class SubBlocks:
@@ -114,23 +139,19 @@ class SubBlocks:
         return [mine for mine in self.blocks if mine.state is state and mine.partial is partial]
 
     def _fill(self, mine: Divided, units: int) -> int:
-        done = 0
-        for number in range(mine.count):
-            if done == units:
-                break
-            if number in mine.plugged:
-                continue
-            self._device.send("plug", *self._place(mine, number))
-            mine.plugged.add(number)
-            done += 1
+        chosen = [number for number in range(mine.count) if number not in mine.plugged][:units]
+        for run in _runs(chosen):
+            self._device.send("plug", *self._place(mine, run[0], len(run)))
+            mine.plugged.update(run)
             if mine.state in _ONLINE:
-                self._give(mine, number)
-        return done
+                for number in run:
+                    self._give(mine, number)
+        return len(chosen)
 
     def _plug_new(self, mine: Divided, units: int) -> int:
         count = min(units, mine.count)
-        start, size = self._place(mine, 0)
-        self._device.send("plug", start, size * count)
+        start, size = self._place(mine, 0, count)
+        self._device.send("plug", start, size)
         mine.plugged = set(range(count))
         mine.state = BlockState.OFFLINE
         try:
@@ -143,13 +164,11 @@ class SubBlocks:
         return count
 
     def _unplug_whole(self, mine: Divided) -> None:
-        for number in sorted(mine.plugged):
-            self._device.send("unplug", *self._place(mine, number))
-            mine.plugged.discard(number)
+        self._unplug_offline(mine, mine.count)
         mine.state = BlockState.UNUSED
 
-    def _place(self, mine: Divided, number: int) -> tuple[int, int]:
-        return mine.id * self._device.machine.block_size + number * self.unit, self.unit
+    def _place(self, mine: Divided, number: int, count: int = 1) -> tuple[int, int]:
+        return mine.id * self._device.machine.block_size + number * self.unit, count * self.unit
 
     def clean_up(self) -> None:
         """Unplug what could not be added; then try again to remove what is wholly unplugged and could not go."""
@@ -167,7 +186,7 @@ class SubBlocks:
         """Remove blocks that are offline and partly plugged, which anybody could bring online whole from now on."""
         for mine in self._in(BlockState.OFFLINE, partial=True):
             self._device.remove(*self._whole(mine))
-            mine.state = BlockState.UNUSED
+            mine.state = BlockState.PLUGGED
         return all(mine.state in {BlockState.UNUSED, BlockState.PLUGGED} for mine in self.blocks)
 
     def _whole(self, mine: Divided) -> tuple[int, int]:
@@ -189,20 +208,26 @@ class SubBlocks:
                 if not units:
                     break
                 units -= self._unplug_some(mine, units)
-                if not mine.plugged:
-                    self._let_go(mine)
         if units:
             raise HotplugError(errno.EBUSY, f"{units} sub-blocks of {self.unit:#x} bytes can't be unplugged now")
 
     def _unplug_some(self, mine: Divided, units: int) -> int:
         with self._device.mutex:
-            return self._unplug_online(mine, units) if mine.state in _ONLINE else self._unplug_offline(mine, units)
+            online = mine.state in _ONLINE
+            done = self._unplug_online(mine, units) if online else self._unplug_offline(mine, units)
+            leaves = not mine.plugged
+            if leaves and not online:
+                # Who waits for the mutex to bring it online finds that it may not.
+                mine.state = BlockState.UNUSED
+        if leaves:
+            self._let_go(mine)
+        return done
 
     def _unplug_offline(self, mine: Divided, units: int) -> int:
         chosen = sorted(mine.plugged, reverse=True)[:units]
-        for number in chosen:
-            self._device.send("unplug", *self._place(mine, number))
-            mine.plugged.discard(number)
+        for run in _runs(chosen):
+            self._device.send("unplug", *self._place(mine, run[-1], len(run)))
+            mine.plugged.difference_update(run)
         return len(chosen)
 
     def _unplug_online(self, mine: Divided, units: int) -> int:
@@ -215,8 +240,8 @@ class SubBlocks:
             done += self._keep(mine, [number])
         return done
 
-    def _keep(self, mine: Divided, numbers: Iterable[int]) -> bool:
-        # Takes pages from the allocator, then the hypervisor takes them; False if they are busy.
+    def _keep(self, mine: Divided, numbers: Sequence[int]) -> bool:
+        # Takes the pages of neighbours from the allocator, then the hypervisor takes them; False if they are busy.
         taken: list[int] = []
         try:
             for number in numbers:
@@ -226,22 +251,25 @@ class SubBlocks:
             for number in taken:
                 self._give(mine, number)
             return False
-        for number in taken:
-            try:
-                self._device.send("unplug", *self._place(mine, number))
-            except HotplugError:
-                for other in taken[taken.index(number) :]:
-                    self._give(mine, other)
-                raise
-            mine.plugged.discard(number)
+        try:
+            self._device.send("unplug", *self._place(mine, numbers[0], len(numbers)))
+        except BaseException:
+            for number in taken:
+                self._give(mine, number)
+            raise
+        mine.plugged.difference_update(numbers)
         return True
 
     def _let_go(self, mine: Divided) -> None:
         # Removes a block that nobody can use any more; if another callback refuses, it stays, which 6.12 remembers.
+        barred = mine.state is BlockState.UNUSED
         try:
-            (self._device.offline_and_remove if mine.state in _ONLINE else self._device.remove)(*self._whole(mine))
-        except HotplugError:
+            (self._device.remove if barred else self._device.offline_and_remove)(*self._whole(mine))
+        except HotplugError as error:
+            _log.info("virtio-mem: memory%d is wholly unplugged, but stays: %s", mine.id, error)
             self.left_over = self._device.machine.rules.value.drivers_since_6_12
+            if barred:
+                mine.state = BlockState.OFFLINE
             return
         mine.state = BlockState.UNUSED
 
@@ -252,7 +280,7 @@ class SubBlocks:
 
     def _take(self, mine: Divided, number: int) -> None:
         start, size = self._place(mine, number)
-        allocation = Allocation(PageKind.OFFLINE, "virtio-mem")
+        allocation = Allocation(PageKind.OFFLINE, OWNER)
         alloc_contig_range(self._device.machine, self._block(mine), Pfn(start >> PAGE_SHIFT), size >> PAGE_SHIFT, allocation)
         mine.held[number] = allocation
         adjust_managed_page_count(self._device.machine, self._block(mine), -(size >> PAGE_SHIFT))
@@ -286,7 +314,17 @@ class SubBlocks:
         elif action is MEM_OFFLINE:
             self._left = mine.state, mine.held
             mine.state, mine.held = BlockState.OFFLINE, {}
+        elif action is MEM_CANCEL_ONLINE:
+            self._stays_offline(mine)
         return NOTIFY_OK
+
+    def _stays_offline(self, mine: Divided) -> None:
+        # After the document's NOTIFY_BAD at MEM_ONLINE the pages that are kept back would keep the block online.
+        for allocation in mine.held.values():
+            self._device.machine.pages.free(allocation)
+        mine.held = {}
+        if mine.state in _ONLINE:
+            mine.state = BlockState.OFFLINE
 
     def withheld(self, start: int, size: int) -> list[tuple[Pfn, int, Allocation]]:
         """Give the sub-blocks of a block that are not plugged."""
@@ -295,6 +333,6 @@ class SubBlocks:
     def _withheld(self, mine: Divided) -> Iterator[tuple[Pfn, int, Allocation]]:
         for number in range(mine.count):
             if number not in mine.plugged:
-                allocation = mine.held.setdefault(number, Allocation(PageKind.OFFLINE, "virtio-mem"))
+                allocation = mine.held.setdefault(number, Allocation(PageKind.OFFLINE, OWNER))
                 place, length = self._place(mine, number)
                 yield Pfn(place >> PAGE_SHIFT), length >> PAGE_SHIFT, allocation
