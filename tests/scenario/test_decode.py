@@ -470,6 +470,10 @@ BAD = {
     "expect: state": (in_expect("{blocks: {32: on}}"), 4, "going-offline"),
     "expect: blocks": (in_expect("{blocks: {32-: online}}"), 4, "32-35,40"),
     "expect: lockdep": (in_expect("{lockdep: none}"), 4, "whole number"),
+    "expect: lockdep below zero": (in_expect("{lockdep: -1}"), 4, "0 to"),
+    "expect: a result in the end": (f"{MACHINE}{EMPTY}expect: EBUSY\n", 3, "no result or text at the top level"),
+    "expect: ok in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: 0\n  result: ok\n", 5, "no result or text at the top level"),
+    "expect: a text in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: 0\n  text: foo\n", 5, "no result or text at the top"),
     "expect: in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: [1]\n", 4, "whole number"),
 }
 

@@ -16,6 +16,7 @@ from memhp.scenario import words
 from memhp.scenario.devices import STEPS as DEVICE_STEPS
 from memhp.scenario.devices import decode_virtio_mem
 from memhp.scenario.driversteps import DRIVER_STEPS
+from memhp.scenario.expectations import expectations, expectations_of_nothing
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -24,7 +25,6 @@ from memhp.scenario.model import (
     Reaction,
     Scenario,
     Step,
-    errno_number,
     parse_answer,
 )
 from memhp.scenario.reader import Value, read_yaml
@@ -80,7 +80,7 @@ def scenario_of(top: dict[str, Value], file: Path) -> Scenario:
         machine=_machine(top["machine"]),
         callbacks=callbacks,
         steps=_steps(top["steps"], names),
-        expect=_expectations(top["expect"]) if "expect" in top else None,
+        expect=expectations_of_nothing(top["expect"], "at the top level, which is no step") if "expect" in top else None,
     )
 
 
@@ -230,9 +230,6 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
     extra = {k.text(): v for k, v in value.items()}
     if key.text() == "note" and ("thread" in extra or "as" in extra):
         value.fail("nothing but expect beside a note")
-    expect = _expectations(extra["expect"]) if "expect" in extra else None
-    if key.text() == "note" and expect is not None and (expect.result is not None or expect.text is not None):
-        extra["expect"].fail("no result or text of a note, which does nothing")
     arguments, shown = _STEPS[key.text()](given)
     if key.text() in {"register", "unregister"} and arguments["name"] not in callbacks:
         given.fail(f"the name of a callback: {', '.join(sorted(callbacks)) or 'there is none'}")
@@ -244,8 +241,12 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         thread=_thread(extra["thread"]) if "thread" in extra else "",
         shown=shown,
         alias=words.alias(extra["as"]) if "as" in extra else "",
-        expect=expect,
+        expect=None if "expect" not in extra else _expectations(key.text(), extra["expect"]),
     )
+
+
+def _expectations(verb: str, value: Value) -> Expectations:
+    return expectations_of_nothing(value, "of a note, which does nothing") if verb == "note" else expectations(value)
 
 
 def _thread(value: Value) -> str:
@@ -403,38 +404,3 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "note": _note,
     **DRIVER_STEPS,
 }
-
-
-# -- expectations
-
-
-def _expectations(value: Value) -> Expectations:
-    if not value.is_mapping:
-        return Expectations(value.line, result=_result(value))
-    fields = value.fields(("result", "text", "trace", "uevents", "files", "blocks", "lockdep", "order"))
-    return Expectations(
-        line=value.line,
-        result=_result(fields["result"]) if "result" in fields else None,
-        text=fields["text"].text() if "text" in fields else None,
-        trace=_lines(fields.get("trace")),
-        uevents=_lines(fields.get("uevents")),
-        files=tuple((key.text(), given.text()) for key, given in fields["files"].items()) if "files" in fields else (),
-        blocks=tuple((words.blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
-        lockdep=fields["lockdep"].number() if "lockdep" in fields else None,
-        as_written="order" in fields and fields["order"].choice(("any", "written")) == "written",
-    )
-
-
-def _result(value: Value) -> str:
-    word = value.text()
-    if word != "ok" and not errno_number(word):
-        value.fail("ok, or the name of an errno such as EPERM")
-    return word
-
-
-def _state(value: Value) -> str:
-    return value.choice(("online", "offline", "going-offline", "absent"))
-
-
-def _lines(value: Value | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(" ".join(line.text().split()) for line in value.elements())
