@@ -361,11 +361,16 @@ def test_a_step_that_cannot_be_played_is_exit_code_2(run: Run) -> None:
 
 
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:
-    """The file that is missing is named."""
+    """The line is named, and the directory that is missing."""
     ran = run("machine: {from: nowhere}\nsteps: []\n")
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("memhp: /sys/devices/system/memory/block_size_bytes: ")
-    assert ran.err.count("\n") == 1
+    assert ran == (
+        2,
+        "",
+        (
+            "memhp: s.yaml:1: machine: from: 'nowhere' is not valid; expected host, or a directory with a copy of /sys; "
+            "there is no nowhere/sys/devices/system/memory\n"
+        ),
+    )
 
 
 def test_a_missing_scenario_is_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

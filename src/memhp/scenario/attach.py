@@ -67,7 +67,7 @@ class Attached:
     def _named(self, step: Step, name: str, kind: type[T], what: str) -> T:
         found = self._things.get(name)
         if not isinstance(found, kind):
-            raise self._selector.bad(step, name, f"the name of {what}")
+            raise self._selector.unknown(step, name, f"the name of {what}")
         return found
 
     def _added(self, step: Step, ids: Iterable[int]) -> str:
@@ -133,7 +133,7 @@ class Attached:
     def _hypervisor(self, step: Step) -> None:
         name = step.arguments["driver"]
         if not isinstance(self._things.get(name), Dlpar | SclpMemory):
-            raise self._selector.bad(step, name, "the name of a dlpar or standby that a step has bound")
+            raise self._selector.unknown(step, name, "the name of a dlpar or standby that a step has bound")
         self._refused[name] = step.arguments["refuses"]
 
     def _hot_add(self, step: Step) -> str:
@@ -190,7 +190,7 @@ class Attached:
     def _show(self, step: Step) -> str:
         name = step.arguments["name"]
         if name not in self._things:
-            raise self._selector.bad(step, name, "the name of something that is attached")
+            raise self._selector.unknown(step, name, "the name of something that is attached")
         found = self._things[name]
         state = _STATES.get(type(found), lambda _: {})(found)
         return "; ".join(f"{name} {_text(value)}" for name, value in state.items())

@@ -110,7 +110,8 @@ def _machine(value: Value) -> MachineSpec:
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
     virtio = fields.get("virtio_mem")
-    return MachineSpec(description, source, rules, lock, () if virtio is None else decode_virtio_mem(virtio, description))
+    devices = () if virtio is None else decode_virtio_mem(virtio, description)
+    return MachineSpec(description, source, rules, lock, devices, fields["from"].line if source else 0)
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:

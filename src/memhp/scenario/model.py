@@ -82,6 +82,8 @@ class MachineSpec:
     rules: Rules = Rules.DOCUMENTED
     device_hotplug_lock: bool = True
     virtio: tuple[VirtioMem, ...] = ()
+    source_line: int = field(default=0, compare=False)
+    """Where the file names the source."""
 
 
 @dataclass(frozen=True, slots=True)
