@@ -346,7 +346,10 @@ def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     assert ran == (
         2,
         "",
-        f"memhp: s.yaml:3: steps[0]: 'onlin' is not valid; expected one of the keys {verbs}, thread, expect, as\n",
+        (
+            "memhp: s.yaml:3: steps[0]: 'onlin' is not valid; expected online (did you mean that?), or another of the keys "
+            f"{verbs}, thread, expect, as\n"
+        ),
     )
 
 
@@ -358,6 +361,20 @@ def test_a_step_that_cannot_be_played_is_exit_code_2(run: Run) -> None:
         ran.err
         == "memhp: s.yaml:3: offline: 'new' is not valid; expected a name given by an earlier step with `as`, or of a DIMM\n"
     )
+
+
+def test_what_the_kernel_ignores_is_a_warning_of_the_run(run: Run) -> None:
+    """Words of the command line about memory hotplug that mean nothing, and actions that the rules never send."""
+    said = (
+        "WARNING line 1: the kernel ignores a word of its command line: "
+        "parameters: memhp_default_state: 'zz' is not valid; expected offline, online, online_kernel or online_movable\n"
+    )
+    ran = run('machine: {nodes: [1GiB], parameters: "quiet memhp_default_state=zz"}\nsteps: []\n')
+    assert (ran.code, said in ran.out) == (0, True)
+    ran = run("machine: {nodes: [1GiB]}\nsteps: []\ncallbacks:\n  a: {MEM_PREPARE_ONLINE: BAD}\n", "--rules", "6.1")
+    assert "WARNING line 4: a never hears MEM_PREPARE_ONLINE, not sent under the rules 6.1\n" in ran.out
+    ran = run("machine: {nodes: [1GiB]}\nsteps: []\ncallbacks:\n  a: {MEM_PREPARE_ONLINE: BAD}\n", "--rules", "6.12")
+    assert "WARNING" not in ran.out
 
 
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:

@@ -167,6 +167,16 @@ def test_a_wrong_step_is_told_where_and_what_was_expected(tmp_path: Path, text: 
         (["bind: {driver: xen}", "hot_add: {driver: xen, size: 128MiB}"], 4, "the name of a hyperv that a step has bound"),
         (["reserve_additional: {size: 128MiB}"], 3, "the name of a xen that a step has bound"),
         (["bind: {driver: xen}", "unbind: xen"], 4, "the name of a dax/kmem device that a step has bound"),
+        (
+            ["bind: {driver: standby, at: 4GiB, size: 256MiB, increment: 64MiB, refuses: [65, 9999]}"],
+            3,
+            "refuses: only what standby has, 64-67",
+        ),
+        (
+            ["bind: {driver: dlpar, lmbs: [{index: 5, at: 4GiB}]}", "hypervisor: {driver: dlpar, refuses: [6]}"],
+            4,
+            "refuses: only what dlpar has, 5",
+        ),
         (["hypervisor: {driver: dlpar, refuses: 1}"], 3, "the name of a dlpar or standby that a step has bound"),
         (
             ["bind: {driver: dlpar, lmbs: []}", "bind: {driver: dlpar, name: other, lmbs: []}"],

@@ -184,6 +184,10 @@ class Text:
         names = [f"{block['name']} (priority {block['priority']})" for block in event["registered"]]
         return [f"Who takes part, in the order in which they are called: {', '.join(names)}"]
 
+    def _warning(self, event: Event) -> list[str]:
+        where = f"line {event['line']}: " if event["line"] else ""
+        return [f"WARNING {where}{event['text']}", ""]
+
     def _note(self, event: Event) -> list[str]:
         return ["", f"-- {event['text']}"]
 

@@ -73,11 +73,17 @@ def plan_from_spec(
     """
     specs = _node_specs(nodes)
     ranges = _lay_out(specs)
+    _check_options(
+        slots=slots,
+        physical_bits=physical_bits,
+        switches={"five_level_paging": five_level_paging, "memory_probe": memory_probe, "hypervisor": hypervisor},
+    )
+    _check_end(max(end for _, _, end in ranges), physical_bits, five_level_paging=five_level_paging)
     kept = soft_ranges(specs, soft_reserved)
     memory = _without(_without_tables(ranges, acpi_tables), [(start, end) for _, start, end in kept])
     size = _block_size(block_size, max(end for _, _, end in memory), hypervisor=hypervisor)
     begin = room_start(max(end for _, _, end in ranges), size)
-    plan = Plan(
+    return Plan(
         block_size=size,
         nodes=list(specs),
         blocks=_blocks_of_ranges(memory, size),
@@ -93,8 +99,6 @@ def plan_from_spec(
         five_level_paging=five_level_paging,
         memory_probe=memory_probe,
     )
-    _check_options(plan, hypervisor=hypervisor)
-    return plan
 
 
 def _node_specs(nodes: Sequence[object]) -> list[NodeSpec]:
@@ -151,12 +155,11 @@ def _soft_range(ranges: list[Part], given: object, where: str) -> Part:
     raise InvalidInput(f"{start:#x} + {size:#x}", where, f"a range within the memory of one node ({there})")
 
 
-def _check_options(plan: Plan, *, hypervisor: bool) -> None:
-    if not isinstance(plan.slots, int) or isinstance(plan.slots, bool) or not 0 <= plan.slots <= 256:
-        raise InvalidInput(plan.slots, "slots", "a number from 0 to 256")
-    if not isinstance(plan.physical_bits, int) or not 36 <= plan.physical_bits <= 52:
-        raise InvalidInput(plan.physical_bits, "physical_bits", "a number from 36 to 52")
-    switches = {"five_level_paging": plan.five_level_paging, "memory_probe": plan.memory_probe, "hypervisor": hypervisor}
+def _check_options(*, slots: object, physical_bits: object, switches: Mapping[str, object]) -> None:
+    if not isinstance(slots, int) or isinstance(slots, bool) or not 0 <= slots <= 256:
+        raise InvalidInput(slots, "slots", "a number from 0 to 256")
+    if not isinstance(physical_bits, int) or not 36 <= physical_bits <= 52:
+        raise InvalidInput(physical_bits, "physical_bits", "a number from 36 to 52")
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise InvalidInput(value, name, "true or false")
@@ -169,9 +172,14 @@ def check_ram(plan: Plan) -> None:
         InvalidInput: it ends beyond what the CPU can address.
     """
     last = max((start + nr for block in plan.blocks for start, nr in block.ram), default=0)
-    end = 1 << min(plan.physical_bits, 52 if plan.five_level_paging else 46)
-    if last << PAGE_SHIFT > end:
-        raise InvalidInput(format_size(last << PAGE_SHIFT), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
+    _check_end(last << PAGE_SHIFT, plan.physical_bits, five_level_paging=plan.five_level_paging)
+
+
+def _check_end(last: int, physical_bits: int, *, five_level_paging: bool) -> None:
+    # Of a description, before its blocks are made: there could be more of them than fit into any memory.
+    end = 1 << min(physical_bits, 52 if five_level_paging else 46)
+    if last > end:
+        raise InvalidInput(format_size(last), "nodes: end of memory", f"at most {format_size(end)} on this CPU")
 
 
 def _lay_out(specs: Sequence[NodeSpec]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable
@@ -111,7 +112,9 @@ def _machine(value: Value) -> MachineSpec:
     _check_description(value, described, description, rules)
     virtio = fields.get("virtio_mem")
     devices = () if virtio is None else decode_virtio_mem(virtio, description)
-    return MachineSpec(description, source, rules, lock, devices, fields["from"].line if source else 0)
+    source_line = fields["from"].line if source else 0
+    parameters_line = described["parameters"].line if "parameters" in described else 0
+    return MachineSpec(description, source, rules, lock, devices, source_line, parameters_line)
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:
@@ -224,9 +227,11 @@ def _steps(value: Value, callbacks: set[str]) -> tuple[Step, ...]:
 def _step(number: int, value: Value, callbacks: set[str]) -> Step:
     verbs = tuple(_STEPS)
     found = [(key, given) for key, given in value.items() if key.text() in verbs]
-    value.fields((*verbs, "thread", "expect", "as"))
-    if len(found) != 1:
-        value.fail(f"one of the steps {', '.join(verbs)}, and at most thread, as, expect beside it")
+    _check_keys(value, verbs)
+    if not found:
+        value.fail(f"a verb; there is none. It is one of {', '.join(verbs)}")
+    if len(found) > 1:
+        found[1][0].fail(f"one verb; here are {len(found)}: {', '.join(key.text() for key, _ in found)}")
     key, given = found[0]
     extra = {k.text(): v for k, v in value.items()}
     if key.text() == "note" and ("thread" in extra or "as" in extra):
@@ -244,6 +249,14 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         alias=words.alias(extra["as"]) if "as" in extra else "",
         expect=None if "expect" not in extra else _expectations(key.text(), extra["expect"]),
     )
+
+
+def _check_keys(step: Value, verbs: tuple[str, ...]) -> None:
+    known = (*verbs, "thread", "expect", "as")
+    for key in (key for key, _ in step.items()):
+        if key.text() not in known:
+            close = difflib.get_close_matches(key.text(), known, 1)
+            key.fail(f"{f'{close[0]} (did you mean that?), or another' if close else 'one'} of the keys {', '.join(known)}")
 
 
 def _expectations(verb: str, value: Value) -> Expectations:
@@ -362,7 +375,7 @@ def _fill(value: Value) -> Decoded:
         "workload": fields["workload"].choice(tuple(WORKLOADS)),
         "share": words.share(fields["share"]) if "share" in fields else 0.6,
         "seed": words.count(fields["seed"]) if "seed" in fields else 1,
-        "age": words.count(fields["age"]) if "age" in fields else 0,
+        "age": words.rounds(fields["age"]) if "age" in fields else 0,
     }
     return arguments, f"fill {arguments['share']:.0%} with {arguments['workload']}"
 

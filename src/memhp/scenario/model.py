@@ -84,6 +84,8 @@ class MachineSpec:
     virtio: tuple[VirtioMem, ...] = ()
     source_line: int = field(default=0, compare=False)
     """Where the file names the source."""
+    parameters_line: int = field(default=0, compare=False)
+    """Where it has the kernel's parameters."""
 
 
 @dataclass(frozen=True, slots=True)

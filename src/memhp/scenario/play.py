@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from memhp.abi.state import changes, machine_state
 from memhp.abi.uevent import Uevent
 from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, NotifierError, ScenarioError, errno_name
+from memhp.events import MEM_FINISH_OFFLINE, MEM_PREPARE_ONLINE
 from memhp.kernel import Machine, Rules
 from memhp.locking import Lockdep
 from memhp.notifier import NOTIFY_OK, Call, NotifierBlock
@@ -31,6 +32,7 @@ CHAIN = "memory_chain"
 """The callback that stands for the chain as a whole."""
 
 _MAIN = "main"
+_PREPARING = (MEM_PREPARE_ONLINE, MEM_FINISH_OFFLINE)
 _NEVER_ENDS = "the step never ends; give it a thread of its own (thread: NAME), and end its wait later (signal: NAME)"
 _READER = "(expectations)"
 """The thread that reads files for expectations: no step can have this name."""
@@ -141,6 +143,8 @@ class Player:
         machine.acpi.run = self._crew.start
         self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file, devices)
         self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._rules.text)
+        for line, text in self._warnings():
+            self._emit("warning", line=line, text=text)
         self._emit("machine", moment="before", source=self._source, **_picture(machine))
         for spec in scenario.callbacks:
             if spec.registered:
@@ -148,6 +152,17 @@ class Player:
         listed = [{"name": block.name, "priority": block.priority} for block in machine.memory_chain.blocks]
         self._emit("callbacks", registered=listed)
         self._note_state()
+
+    def _warnings(self) -> Iterator[tuple[int, str]]:
+        for said in self.machine.parameters.ignored:
+            yield self._scenario.machine.parameters_line, f"the kernel ignores a word of its command line: {said}"
+        for spec in () if self._rules.value.prepares else self._scenario.callbacks:
+            for action in _PREPARING:
+                if action in spec.reactions:
+                    yield (
+                        spec.line,
+                        f"{spec.name} never hears {action.name}, not sent under the rules {self._rules.text}",
+                    )
 
     def _end(self) -> None:
         waiting = self._waiting()
