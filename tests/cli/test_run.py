@@ -377,6 +377,24 @@ def test_what_the_kernel_ignores_is_a_warning_of_the_run(run: Run) -> None:
     assert "WARNING" not in ran.out
 
 
+def test_control_sequences_of_a_file_do_not_reach_the_terminal(run: Run) -> None:
+    """A title and a note are shown as text, like everything else that a file says."""
+    ran = run('title: "a\\e[2Jb"\nmachine: {nodes: [1GiB]}\nsteps:\n- note: "c\\e[31md"\n')
+    assert "\x1b" not in ran.out
+    assert ran.out.startswith("a\\x1b[2Jb\n")
+    assert "-- c\\x1b[31md\n" in ran.out
+
+
+def test_a_module_that_ends_the_program_is_told_with_its_name(run: Run, tmp_path: Path) -> None:
+    """Importing a callback's module can end the program; that is an error of the line that names it."""
+    (tmp_path / "leaver.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    ran = run("machine: {nodes: [1GiB]}\ncallbacks: {c: {call: 'leaver:f'}}\nsteps: []\n")
+    assert (ran.code, ran.err) == (
+        2,
+        "memhp: s.yaml:2: c: 'leaver:f' is not valid; expected a function that can be imported (SystemExit: 3)\n",
+    )
+
+
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:
     """The line is named, and the directory that is missing."""
     ran = run("machine: {from: nowhere}\nsteps: []\n")

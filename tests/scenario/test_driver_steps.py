@@ -265,3 +265,23 @@ def test_the_seed_of_a_workload_decides_which_pages_it_takes(play: Play) -> None
         return [block["used_pages"] for block in run.of("machine")[1]["blocks"]]
 
     assert used(1) == used(1) != used(2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (["plug: {name: d, size: 3MiB}"], "a DIMM of 0x300000 bytes: size and address must be multiples of 0x200000"),
+        (
+            ["bind: {driver: kmem, ranges: [{at: 4GiB, size: 2MiB}]}"],
+            "dax0.0: no range has a whole memory block of 0x8000000 bytes",
+        ),
+        (["bind: {driver: kmem, node: -1, ranges: [{at: 4GiB, size: 1GiB}]}"], "dax0.0: -1 is no node"),
+        (["bind: {driver: hyperv}", "bind: {driver: xen}"], "another driver gives pages to the allocator already: HyperVBalloon"),
+    ],
+)
+def test_a_refusal_names_what_is_in_the_way(play: Play, steps: list[str], said: str) -> None:
+    """It says which of several things is wrong, and nothing that the file does not say."""
+    run = play("steps:\n" + "".join(f"- {step}\n" for step in steps))
+    last = run.of("result")[-1]
+    assert last["result"] == "EINVAL"
+    assert last["message"].startswith(said)

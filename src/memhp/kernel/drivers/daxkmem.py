@@ -68,8 +68,8 @@ class DaxKmem:
         """
         ranges = [aligned for start, size in self._ranges if (aligned := self._aligned(start, size))[1] > 0]
         if self._nid < 0 or not ranges:
-            message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
-            raise HotplugError(errno.EINVAL, message)
+            why = f"no range has a whole memory block of {self._machine.block_size:#x} bytes"
+            raise HotplugError(errno.EINVAL, f"{self.name}: {f'{self._nid} is no node' if self._nid < 0 else why}")
         self._group = self._machine.groups.register_static(self._nid, sum(size for _, size in ranges) >> PAGE_SHIFT)
         self._machine.tiers.claim_slow(self._nid)
         leaked = len(self.claims)
