@@ -125,7 +125,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
     for name in ("block_size", "room", "slots", "parameters", "acpi_tables", "nodes", "soft_reserved"):
         if name in given:
             where = given[name]
-            part = {key: description[key] for key in description if key in {"nodes", name}}
+            part = {key: description[key] for key in description if key in {"nodes", "physical_bits", "five_level_paging", name}}
             where.checked(lambda part=part: Machine.boot(**part, rules=rules))  # type: ignore[misc]
     where.checked(lambda: Machine.boot(**description, rules=rules))
 
