@@ -49,6 +49,14 @@ def test_a_difference_is_exit_code_1_with_the_step_and_both_sides(scenario: Path
     ]
 
 
+def test_a_name_that_is_neither_a_file_nor_of_the_library_is_told_so(capsys: Captured) -> None:
+    """Both are allowed, and the name that was meant is guessed."""
+    assert main(["conform", "auto-onlin"]) == 2
+    said = capsys.readouterr().err
+    assert "'auto-onlin' is not valid; expected a file, or a name of memhp's own library (" in said
+    assert said.endswith("did you mean auto-online?\n")
+
+
 def test_a_program_gets_json(scenario: Path, capsys: Captured) -> None:
     """A line a scenario and kernel, and one with the sums."""
     assert main(["conform", str(scenario), "--json"]) == 3

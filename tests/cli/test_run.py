@@ -346,7 +346,10 @@ def test_a_wrong_file_is_exit_code_2_with_one_line(run: Run) -> None:
     assert ran == (
         2,
         "",
-        f"memhp: s.yaml:3: steps[0]: 'onlin' is not valid; expected one of the keys {verbs}, thread, expect, as\n",
+        (
+            "memhp: s.yaml:3: steps[0]: 'onlin' is not valid; expected online (did you mean that?), or another of the keys "
+            f"{verbs}, thread, expect, as\n"
+        ),
     )
 
 
@@ -360,12 +363,49 @@ def test_a_step_that_cannot_be_played_is_exit_code_2(run: Run) -> None:
     )
 
 
+def test_what_the_kernel_ignores_is_a_warning_of_the_run(run: Run) -> None:
+    """Words of the command line about memory hotplug that mean nothing, and actions that the rules never send."""
+    said = (
+        "WARNING line 1: the kernel ignores a word of its command line: "
+        "parameters: memhp_default_state: 'zz' is not valid; expected offline, online, online_kernel or online_movable\n"
+    )
+    ran = run('machine: {nodes: [1GiB], parameters: "quiet memhp_default_state=zz"}\nsteps: []\n')
+    assert (ran.code, said in ran.out) == (0, True)
+    ran = run("machine: {nodes: [1GiB]}\nsteps: []\ncallbacks:\n  a: {MEM_PREPARE_ONLINE: BAD}\n", "--rules", "6.1")
+    assert "WARNING line 4: a never hears MEM_PREPARE_ONLINE, not sent under the rules 6.1\n" in ran.out
+    ran = run("machine: {nodes: [1GiB]}\nsteps: []\ncallbacks:\n  a: {MEM_PREPARE_ONLINE: BAD}\n", "--rules", "6.12")
+    assert "WARNING" not in ran.out
+
+
+def test_control_sequences_of_a_file_do_not_reach_the_terminal(run: Run) -> None:
+    """A title and a note are shown as text, like everything else that a file says."""
+    ran = run('title: "a\\e[2Jb"\nmachine: {nodes: [1GiB]}\nsteps:\n- note: "c\\e[31md"\n')
+    assert "\x1b" not in ran.out
+    assert ran.out.startswith("a\\x1b[2Jb\n")
+    assert "-- c\\x1b[31md\n" in ran.out
+
+
+def test_a_module_that_ends_the_program_is_told_with_its_name(run: Run, tmp_path: Path) -> None:
+    """Importing a callback's module can end the program; that is an error of the line that names it."""
+    (tmp_path / "leaver.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    ran = run("machine: {nodes: [1GiB]}\ncallbacks: {c: {call: 'leaver:f'}}\nsteps: []\n")
+    assert (ran.code, ran.err) == (
+        2,
+        "memhp: s.yaml:2: c: 'leaver:f' is not valid; expected a function that can be imported (SystemExit: 3)\n",
+    )
+
+
 def test_a_missing_tree_is_exit_code_2(run: Run) -> None:
-    """The file that is missing is named."""
+    """The line is named, and the directory that is missing."""
     ran = run("machine: {from: nowhere}\nsteps: []\n")
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("memhp: /sys/devices/system/memory/block_size_bytes: ")
-    assert ran.err.count("\n") == 1
+    assert ran == (
+        2,
+        "",
+        (
+            "memhp: s.yaml:1: machine: from: 'nowhere' is not valid; expected host, or a directory with a copy of /sys; "
+            "there is no nowhere/sys/devices/system/memory\n"
+        ),
+    )
 
 
 def test_a_missing_scenario_is_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

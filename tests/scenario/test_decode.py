@@ -421,9 +421,9 @@ BAD = {
     "callback: call and actions": (in_callback('{call: "m:f", MEM_ONLINE: OK}'), 4, "no actions"),
     # steps
     "step: a word": (in_step("online"), 3, "mapping"),
-    "step: no verb": (in_step("{thread: a}"), 3, "one of the steps plug"),
+    "step: no verb": (in_step("{thread: a}"), 3, "a verb; there is none. It is one of plug, unplug"),
     "step: unknown": (in_step("{onlin: 32}"), 3, "online"),
-    "step: two verbs": (in_step("{online: 32, offline: 32}"), 3, "one of the steps"),
+    "step: two verbs": (in_step("{online: 32, offline: 32}"), 3, "one verb; here are 2: online, offline"),
     "step: a verb twice": (in_step("{online: 32, online: 33}"), 3, "once"),
     "step: thread": (in_step("{online: 32, thread: a b}"), 3, "a name"),
     "step: as": (in_step("{online: 32, as: 5}"), 3, "a name"),
@@ -470,6 +470,13 @@ BAD = {
     "expect: state": (in_expect("{blocks: {32: on}}"), 4, "going-offline"),
     "expect: blocks": (in_expect("{blocks: {32-: online}}"), 4, "32-35,40"),
     "expect: lockdep": (in_expect("{lockdep: none}"), 4, "whole number"),
+    "machine: more than the CPU reaches": (in_machine("{nodes: [100PiB]}"), 1, "at most 64 TiB on this CPU"),
+    "machine: more CPUs than there can be": (in_machine("{nodes: [{memory: 1GiB, cpus: 1000000}]}"), 1, "at most 8192"),
+    "fill: age": (in_step("fill: {workload: build, age: 4294967295}"), 3, "rounds from 0 to 1000"),
+    "expect: lockdep below zero": (in_expect("{lockdep: -1}"), 4, "0 to"),
+    "expect: a result in the end": (f"{MACHINE}{EMPTY}expect: EBUSY\n", 3, "no result or text at the top level"),
+    "expect: ok in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: 0\n  result: ok\n", 5, "no result or text at the top level"),
+    "expect: a text in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: 0\n  text: foo\n", 5, "no result or text at the top"),
     "expect: in the end": (f"{MACHINE}{EMPTY}expect:\n  lockdep: [1]\n", 4, "whole number"),
 }
 

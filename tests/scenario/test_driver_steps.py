@@ -167,6 +167,16 @@ def test_a_wrong_step_is_told_where_and_what_was_expected(tmp_path: Path, text: 
         (["bind: {driver: xen}", "hot_add: {driver: xen, size: 128MiB}"], 4, "the name of a hyperv that a step has bound"),
         (["reserve_additional: {size: 128MiB}"], 3, "the name of a xen that a step has bound"),
         (["bind: {driver: xen}", "unbind: xen"], 4, "the name of a dax/kmem device that a step has bound"),
+        (
+            ["bind: {driver: standby, at: 4GiB, size: 256MiB, increment: 64MiB, refuses: [65, 9999]}"],
+            3,
+            "refuses: only what standby has, 64-67",
+        ),
+        (
+            ["bind: {driver: dlpar, lmbs: [{index: 5, at: 4GiB}]}", "hypervisor: {driver: dlpar, refuses: [6]}"],
+            4,
+            "refuses: only what dlpar has, 5",
+        ),
         (["hypervisor: {driver: dlpar, refuses: 1}"], 3, "the name of a dlpar or standby that a step has bound"),
         (
             ["bind: {driver: dlpar, lmbs: []}", "bind: {driver: dlpar, name: other, lmbs: []}"],
@@ -255,3 +265,23 @@ def test_the_seed_of_a_workload_decides_which_pages_it_takes(play: Play) -> None
         return [block["used_pages"] for block in run.of("machine")[1]["blocks"]]
 
     assert used(1) == used(1) != used(2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (["plug: {name: d, size: 3MiB}"], "a DIMM of 0x300000 bytes: size and address must be multiples of 0x200000"),
+        (
+            ["bind: {driver: kmem, ranges: [{at: 4GiB, size: 2MiB}]}"],
+            "dax0.0: no range has a whole memory block of 0x8000000 bytes",
+        ),
+        (["bind: {driver: kmem, node: -1, ranges: [{at: 4GiB, size: 1GiB}]}"], "dax0.0: -1 is no node"),
+        (["bind: {driver: hyperv}", "bind: {driver: xen}"], "another driver gives pages to the allocator already: HyperVBalloon"),
+    ],
+)
+def test_a_refusal_names_what_is_in_the_way(play: Play, steps: list[str], said: str) -> None:
+    """It says which of several things is wrong, and nothing that the file does not say."""
+    run = play("steps:\n" + "".join(f"- {step}\n" for step in steps))
+    last = run.of("result")[-1]
+    assert last["result"] == "EINVAL"
+    assert last["message"].startswith(said)

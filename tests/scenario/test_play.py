@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memhp import InvalidInput, Rules, ScenarioError
+from memhp import Rules, ScenarioError
 from playing import MACHINE, Play, Played, play_text
 
 NODES = "machine: {nodes: [1GiB, 0]}\n"
@@ -399,22 +399,60 @@ steps:
 
 
 def test_a_step_that_never_ends_ends_the_run(play: Play) -> None:
-    """Nobody could unpin the page: it is a failure that says who waits for what, and nothing further is played."""
+    """Nobody could unpin the page: it is one failure that says who waits for which page of whom; nothing further is played."""
     run = play(
         """
 steps:
   - add: {size: 128MiB}
   - online: 32
-  - allocate: {name: x, size: 8KiB, blocks: 32, pinned: true}
+  - allocate: {name: x, size: 8KiB, blocks: 32, pinned: true, owner: rdma}
   - offline: 32
   - unpin: x
 """
     )
-    what, _, actual = run.failed[0]
-    assert what == "the step never ends; give it a thread of its own (thread: NAME)"
-    assert actual == "main waits for page state"
+    (failure,) = run.of("failure")
+    assert failure["what"] == (
+        "the step never ends; give it a thread of its own (thread: NAME), and end its wait later (signal: NAME)"
+    )
+    assert (failure["line"], failure["expected"], failure["actual"]) == (7, "an end", "main waits for page state")
+    assert failure["message"] == (
+        "memory32: a signal arrived while page 0x100000 of rdma (movable, 2 pages, pinned) could not be moved; it stays online"
+    )
     assert 5 not in run.results
     assert run.kinds[-1] == "end"
+
+
+@pytest.mark.parametrize(
+    ("gives", "uses", "said"),
+    [
+        ("- add: {size: 100MiB}\n  as: new", "- online: new", "new: step 1 would have named it, and ended with EINVAL"),
+        ("- add: {size: 100MiB}\n  as: new", "- read: $new/state", "new: step 1 would have named it, and ended with EINVAL"),
+        ("- plug: {name: d, size: 128MiB, node: 9}", "- unplug: d", "d: step 1 would have named it, and ended with EINVAL"),
+        ("- allocate: {name: x, size: 4GiB}", "- free: x", "x: step 1 would have named it, and ended with ENOMEM"),
+    ],
+)
+def test_a_name_whose_step_failed_is_a_failed_step(play: Play, gives: str, uses: str, said: str) -> None:
+    """The file is right, so whoever uses the name fails with ENOENT, and is told why nothing has it."""
+    run = play(f"steps:\n{gives}\n{uses}\n")
+    assert run.results[2] == "ENOENT"
+    assert run.of("result")[1]["message"] == said
+    assert run.failures == 2
+
+
+def test_blocks_expected_by_a_name_whose_step_failed_are_a_failure(play: Play) -> None:
+    """There is nothing to look at, and the reason is told."""
+    run = play("steps:\n- add: {size: 100MiB}\n  as: new\n  expect: {result: EINVAL, blocks: {new: offline}}\n")
+    assert run.failed == [("expect: blocks", "offline", "new: step 1 would have named it, and ended with EINVAL")]
+
+
+@pytest.mark.parametrize(
+    "step", ["write: {file: $nw/state, text: online}", "read: $nw/state", "note: x\n  expect: {files: {$nw/state: online}}"]
+)
+def test_a_file_of_a_name_that_no_step_gave_ends_the_run(play: Play, step: str) -> None:
+    """As where blocks are meant by such a name."""
+    with pytest.raises(ScenarioError, match="'nw' is not valid; expected a name given by an earlier step") as caught:
+        play(f"steps:\n- {step}\n")
+    assert caught.value.line in {3, 4}
 
 
 def test_a_step_that_waits_for_another_thread_never_ends(play: Play) -> None:
@@ -450,6 +488,7 @@ steps:
         ("thread A still waits for page state at the end", "nobody waits", "A waits for page state"),
         ("thread B still waits for device_hotplug_lock at the end", "nobody waits", "B waits for device_hotplug_lock"),
     ]
+    assert [failure["line"] for failure in run.of("failure")] == [9, 10]
     assert run.results == {1: "ok", 2: "ok", 3: "ok", 4: "ok", 5: "EINTR", 6: "EINTR"}
     assert run.states() == {32: "online", 33: "online"}
 
@@ -747,18 +786,24 @@ def test_a_machine_comes_from_a_captured_copy(play: Play, tmp_path: Path) -> Non
 def test_a_wrong_tree_is_told_with_the_file_in_it(
     play: Play, tmp_path: Path, changes: dict[str, str | None], path: str, word: str
 ) -> None:
-    """Missing, truncated and malformed files are named with their path; nothing is played."""
+    """Missing, truncated and malformed files are named with the directory and their path in it, and the line that names both."""
     captured(tmp_path, changes)
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(ScenarioError) as caught:
         play("steps: []\n", machine=FROM)
-    assert caught.value.where == f"/sys/devices/system/{path}"
+    assert caught.value.where == f"{tmp_path}/scenario.yaml:1: machine: from"
+    assert caught.value.value == "dump"
+    assert f"in {tmp_path}/dump, /sys/devices/system/{path}: " in caught.value.expected
     assert word in caught.value.expected
 
 
-def test_a_directory_without_a_machine_is_wrong(play: Play) -> None:
+def test_a_directory_without_a_machine_is_wrong(play: Play, tmp_path: Path) -> None:
     """``from`` names a directory that isn't there, and there is no ``otherwise``."""
-    with pytest.raises(InvalidInput, match="block_size_bytes"):
+    with pytest.raises(ScenarioError) as caught:
         play("steps: []\n", machine=FROM)
+    assert str(caught.value) == (
+        f"{tmp_path}/scenario.yaml:1: machine: from: 'dump' is not valid; expected host, or a directory with a copy of /sys; "
+        f"there is no {tmp_path}/dump/sys/devices/system/memory"
+    )
 
 
 def test_otherwise_stands_in_where_there_are_no_blocks(play: Play, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import tempfile
 import time
@@ -238,7 +239,13 @@ class _Run:
 def _found(file: Path) -> Path:
     # A bare word is one of the library, unless there is a file of that name.
     known = LIBRARY / f"{file}.yaml"
-    return known if len(file.parts) == 1 and not file.exists() and known.exists() else file
+    if file.exists() or len(file.parts) > 1:
+        return file
+    if not known.exists():
+        close = difflib.get_close_matches(str(file), [path.stem for path in LIBRARY.glob("*.yaml")], 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InvalidInput(str(file), "the command line", f"a file, or a name of memhp's own library ({LIBRARY}){hint}")
+    return known
 
 
 def _recording_path(file: Path, series: str) -> Path:

@@ -45,9 +45,11 @@ def main(options: argparse.Namespace) -> int:
     """Explore, or replay; gives the exit code."""
     try:
         from memhp.cli import exploring  # noqa: PLC0415 - needs the extra
+        from memhp.cli.run import without_log  # noqa: PLC0415 - imports the model
     except ModuleNotFoundError as error:
         if error.name != "greenlet":
             raise
         print("memhp: explore needs greenlet: pip install 'memhp[explore]'", file=sys.stderr)
         return BAD_INPUT
-    return exploring.main(options)
+    with without_log():
+        return exploring.main(options)

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,8 @@ Event = dict[str, Any]
 HELD, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 _CELLS_PER_ROW = 64
 _MAX_CELLS = 512
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for tab and newline."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +132,8 @@ class Text:
         self._uevents: list[Event] = []
 
     def show(self, event: Event) -> None:
-        """Print one event."""
+        """Print one event; what a file says reaches no terminal as a control sequence."""
+        event = {key: _harmless(value) for key, value in event.items()}
         if event["event"] not in {"call", "deed"}:
             self._last_call = ()
         if event["event"] == "uevent":
@@ -183,6 +187,10 @@ class Text:
             return ["No callback is registered: nobody is asked, nobody is told."]
         names = [f"{block['name']} (priority {block['priority']})" for block in event["registered"]]
         return [f"Who takes part, in the order in which they are called: {', '.join(names)}"]
+
+    def _warning(self, event: Event) -> list[str]:
+        where = f"line {event['line']}: " if event["line"] else ""
+        return [f"WARNING {where}{event['text']}", ""]
 
     def _note(self, event: Event) -> list[str]:
         return ["", f"-- {event['text']}"]
@@ -250,6 +258,12 @@ class Text:
         if event["failures"]:
             return [self._paint(f"{counts}; {event['failures']} expectations failed.", "31;1")]
         return [self._paint(f"{counts}; everything was as expected.", "32")]
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_harmless(one) for one in value]
+    return _CONTROL.sub(lambda sign: f"\\x{ord(sign[0]):02x}", value) if isinstance(value, str) else value
 
 
 def _rows(blocks: list[Event], group: int) -> list[list[list[Event]]]:

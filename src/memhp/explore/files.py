@@ -11,20 +11,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from memhp.abi.paths import MEMORY
-from memhp.abi.tree import DirTree
 from memhp.errors import HotplugError, InvalidInput, LockError, MemhpError, ScenarioError, errno_name
 from memhp.explore.fibers import Abandoned, Unmet
 from memhp.explore.scene import Scene
 from memhp.explore.search import Build
-from memhp.kernel import Machine
 from memhp.locking import Task
 from memhp.notifier import NotifierBlock
 from memhp.scenario import load
 from memhp.scenario.act import Actor
+from memhp.scenario.begin import make_machine
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.devices import devices_of
 from memhp.scenario.model import CallbackSpec, Expectations, Scenario, Step
+from memhp.scenario.select import nobody
 from memhp.scenario.verdict import same_result
 
 __all__ = ["scenes"]
@@ -109,7 +108,7 @@ class _Stage:
     # One execution of a scenario: what comes before the first thread is done at once, the rest in threads.
     def __init__(self, scenario: Scenario, scene: Scene) -> None:
         self._scenario = scenario
-        self.machine = self._boot(scene)
+        self.machine, _ = make_machine(scenario, scenario.machine.rules, scene.lockdep())
         holdings = Holdings(self.machine)
         blocks = {spec.name: self._block(spec, holdings) for spec in scenario.callbacks}
         devices = devices_of(scenario, self.machine)
@@ -127,17 +126,6 @@ class _Stage:
             mine = [step for step in steps[first:] if (step.thread or _MAIN) == name and step.number in wanted]
             scene.thread(name, self._play, mine)
         scene.at_end(self._check)
-
-    def _boot(self, scene: Scene) -> Machine:
-        spec = self._scenario.machine
-        options: dict[str, Any] = {"rules": spec.rules, "device_hotplug_lock": spec.device_hotplug_lock}
-        options["lockdep"] = scene.lockdep()
-        if not spec.source:
-            return Machine.boot(**spec.description, **options)
-        tree = DirTree(Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source)
-        if spec.description and not tree.exists(f"{MEMORY}/block_size_bytes"):
-            return Machine.boot(**spec.description, **options)
-        return Machine.from_tree(tree, **options)
 
     def _block(self, spec: CallbackSpec, holdings: Holdings) -> NotifierBlock:
         # Time has no meaning where every order is tried.
@@ -177,10 +165,13 @@ class _Stage:
         except (LockError, Abandoned):
             raise
         except HotplugError as error:
-            return errno_name(error.errno or 0), ""
+            result = errno_name(error.errno or 0)
         except MemhpError as error:
-            return "EINVAL" if type(error) is InvalidInput else type(error).__name__, ""
-        return "ok", text
+            result = "EINVAL" if type(error) is InvalidInput else type(error).__name__
+        else:
+            return "ok", text
+        self._actor.selector.lose(step, result)
+        return result, ""
 
     def _check(self) -> None:
         expect = self._scenario.expect
@@ -189,19 +180,23 @@ class _Stage:
 
     def _differences(self, expect: Expectations, when: str) -> Iterator[str]:
         for path, text in expect.files:
-            found = self._text_of(path)
+            found = self._text_of(expect, path)
             if found != text.strip():
                 yield f"{path} is {found!r} {when}, expected {text.strip()!r}"
         for selection, state in expect.blocks:
-            step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
-            for number in self._actor.selector.resolve(step, selection, None):
+            try:
+                chosen = self._actor.selector.resolve(nobody(expect, "blocks"), selection, None)
+            except HotplugError as error:
+                yield f"there are no blocks {when}: {error.strerror}"
+                continue
+            for number in chosen:
                 block = self.machine.blocks.get(number)
                 what = "absent" if block is None else block.state.value
                 if what != state:
                     yield f"memory{number} is {what} {when}, expected {state}"
 
-    def _text_of(self, path: str) -> str:
+    def _text_of(self, expect: Expectations, path: str) -> str:
         try:
-            return self.machine.tree.read(self._actor.selector.path(path)).strip()
+            return self.machine.tree.read(self._actor.selector.path(nobody(expect, "files"), path)).strip()
         except HotplugError as error:
             return errno_name(error.errno or 0)

@@ -182,14 +182,15 @@ class AcpiMemory:
                 raise HotplugError(errno.ENOSPC, f"all {len(self.devices)} slots have a DIMM")
             self._check_room(size)
             if size % _ALIGNMENT or (start or 0) % _ALIGNMENT:
-                message = f"a DIMM of {size:#x} bytes at {start or 0:#x}: size and address must be multiples of {_ALIGNMENT:#x}"
+                place = "" if start is None else f" at {start:#x}"
+                message = f"a DIMM of {size:#x} bytes{place}: size and address must be multiples of {_ALIGNMENT:#x}"
                 raise HotplugError(errno.EINVAL, message)
-            place = self._first_fit(size) if start is None else self._check_place(start, size)
+            address = self._first_fit(size) if start is None else self._check_place(start, size)
             possible = self._machine.node_states[NodeState.N_POSSIBLE]
             if nid not in possible:
                 message = f"node {nid} is not possible on this machine; possible are {format_ids(possible)}"
                 raise HotplugError(errno.EINVAL, message)
-            free.dimm = Dimm(free, nid, PhysAddr(place), size)
+            free.dimm = Dimm(free, nid, PhysAddr(address), size)
             return free.dimm
 
     def _check_room(self, size: int) -> None:

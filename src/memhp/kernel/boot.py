@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +24,13 @@ __all__ = [
     "parse_policy",
 ]
 
+_log = logging.getLogger(__name__)
 _MODULE = "memory_hotplug."
 _WORD = re.compile(r'(?:"[^"]*"?|[^\s"])+')
 Ram = tuple[tuple[Pfn, int], ...]
 
+_MOST_CPUS = 8192
+"""Of a node; what NR_CPUS can be on x86-64."""
 _NODE_KEYS = ("memory", "cpus", "distances", "possible_cpus")
 
 
@@ -64,11 +67,12 @@ class NodeSpec:
         if unknown:
             raise InvalidInput(min(map(str, unknown)), where, f"one of the keys {', '.join(_NODE_KEYS)}")
         cpus = value.get("cpus", 0)
-        if not isinstance(cpus, int) or isinstance(cpus, bool) or not 0 <= cpus <= 8192:
-            raise InvalidInput(cpus, f"{where}: cpus", "a number of CPUs")
+        if not isinstance(cpus, int) or isinstance(cpus, bool) or not 0 <= cpus <= _MOST_CPUS:
+            raise InvalidInput(cpus, f"{where}: cpus", f"a number of CPUs, at most {_MOST_CPUS}")
         possible = value.get("possible_cpus", 0)
-        if not isinstance(possible, int) or isinstance(possible, bool) or (possible and not cpus <= possible <= 8192):
-            raise InvalidInput(possible, f"{where}: possible_cpus", f"a number of CPUs, at least the {cpus} that it has at boot")
+        if not isinstance(possible, int) or isinstance(possible, bool) or (possible and not cpus <= possible <= _MOST_CPUS):
+            expected = f"a number of CPUs, at least the {cpus} that it has at boot, and at most {_MOST_CPUS}"
+            raise InvalidInput(possible, f"{where}: possible_cpus", expected)
         distances = value.get("distances", ())
         if not isinstance(distances, Sequence) or not all(isinstance(d, int) and 10 <= d <= 255 for d in distances):
             raise InvalidInput(distances, f"{where}: distances", "a list of numbers from 10 to 255")
@@ -89,13 +93,16 @@ class Parameters:
     auto_movable_numa_aware: bool = True
     memmap_on_memory: str = "N"
     """As the file reads: N, Y, or (6.12) force."""
+    ignored: tuple[str, ...] = ()
+    """What was wrong with words of the command line that are about memory hotplug, and changed nothing."""
 
     @classmethod
     def of(cls, value: object, rules: Rules) -> Parameters:
         """Read parameters from a mapping with the command line's names, or from a command line.
 
-        As in Linux, words of a command line that mean nothing here are ignored, and so is a bogus
-        ``memhp_default_state``. A mapping is written on purpose, so there each name and value must be right.
+        As in Linux, words of a command line that mean nothing here are ignored, and so are bogus values. Of those that are
+        about memory hotplug ``ignored`` and a warning in the log say what is wrong. A mapping is written on purpose, so there
+        each name and value must be right.
 
         Raises:
             InvalidInput: an unknown name or a malformed value in a mapping.
@@ -105,9 +112,13 @@ class Parameters:
             return parameters
         if isinstance(value, str):
             for name, text in _command_line(value):
-                # A word that means nothing here, or a bogus value, changes nothing.
-                with contextlib.suppress(InvalidInput):
+                try:
                     parameters._set_from_command_line(name, text, rules)
+                except InvalidInput as error:
+                    # It changes nothing, and the kernel hardly says so; nobody means it.
+                    parameters.ignored += (str(error),)
+            for said in parameters.ignored:
+                _log.warning("kernel command line: ignored: %s", said)
             return parameters
         if not isinstance(value, Mapping):
             raise InvalidInput(value, "parameters", "a mapping of names to values, or a kernel command line")
@@ -120,9 +131,9 @@ class Parameters:
         name = name.replace("-", "_")
         if name == "movable_node":  # an early parameter, whose value nobody looks at
             self.movable_node = True
-        elif name == "memhp_default_state" and text is not None:
-            self.set(name, text, rules)
-        elif name.startswith(_MODULE) and (text is not None or name.removeprefix(_MODULE) in rules.value.bare_parameters):
+        elif name == "memhp_default_state" or name.startswith(_MODULE):
+            if text is None and name.removeprefix(_MODULE) not in rules.value.bare_parameters:
+                raise InvalidInput("", f"parameters: {name}", "a value")
             self.set(name, "y" if text is None else text, rules)
 
     def set(self, name: str, text: str, rules: Rules) -> None:

@@ -60,7 +60,8 @@ class OnlinePage:
         """
         with self._machine.online_mems(), self._lock:
             if self.callback is not None and self.callback != callback:
-                raise HotplugError(errno.EINVAL, "another driver gives pages to the allocator already")
+                taken = getattr(self.callback, "__qualname__", self.callback)
+                raise HotplugError(errno.EINVAL, f"another driver gives pages to the allocator already: {taken}")
             self.callback = callback
 
     def restore(self, callback: OnlinePageCallback) -> None:

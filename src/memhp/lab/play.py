@@ -10,7 +10,7 @@ from typing import Any
 from memhp.abi.paths import MEMORY
 from memhp.abi.state import changes
 from memhp.abi.uevent import Uevent
-from memhp.errors import DimmRefused, InvalidInput, errno_name
+from memhp.errors import DimmRefused, HotplugError, InvalidInput, errno_name
 from memhp.lab import virtio
 from memhp.lab.guest import Guest, GuestErrno
 from memhp.lab.image import INJECTORS
@@ -20,7 +20,7 @@ from memhp.lab.plan import Injection, Plan, ejects, make_plan
 from memhp.lab.probes import PROBES, ChainCall, Probes, UeventSent, read_trace
 from memhp.scenario.model import Expectations, Scenario, Step, answer_name
 from memhp.scenario.play import CHAIN
-from memhp.scenario.select import BlockView, Selector
+from memhp.scenario.select import BlockView, Selector, nobody
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids, format_size, parse_ids
 
@@ -197,10 +197,12 @@ class LabPlayer:
     def _perform(self, step: Step) -> tuple[str, str, str]:
         try:
             return "ok", "", self._verbs[step.verb](step)
-        except GuestErrno as error:
-            return errno_name(error.errno or 0), str(error.strerror), ""
+        except (GuestErrno, HotplugError) as error:
+            result, message = errno_name(error.errno or 0), str(error.strerror)
         except DimmRefused as error:
-            return errno_name(error.errno) if error.errno else type(error).__name__, str(error), ""
+            result, message = errno_name(error.errno) if error.errno else type(error).__name__, str(error)
+        self._selector.lose(step, result)
+        return result, message, ""
 
     def _say_heard(self, step: Step) -> None:
         self._for_callbacks = step.verb in {"register", "unregister"}
@@ -272,7 +274,7 @@ class LabPlayer:
         if name in self._gone and name not in self._dimms:
             raise GuestErrno(errno.ENODEV, f"{name} is not plugged in")
         if name not in self._dimms:
-            raise self._selector.bad(step, name, "the name of a DIMM that an earlier step plugged in")
+            raise self._selector.unknown(step, name, "the name of a DIMM that an earlier step plugged in")
         self._guest.monitor.unplug(name, self._patience)
         self._left(name)
         return ""
@@ -324,7 +326,7 @@ class LabPlayer:
         return f"memory{format_ids(chosen)}"
 
     def _write(self, step: Step) -> str:
-        path = self._selector.path(step.arguments["file"])
+        path = self._selector.path(step, step.arguments["file"])
         if ejects(step):
             self._guest.monitor.forget()
         self._guest.write(path, step.arguments["text"])
@@ -333,7 +335,7 @@ class LabPlayer:
         return ""
 
     def _read(self, step: Step) -> str:
-        return self._guest.read(self._selector.path(step.arguments["file"]))
+        return self._guest.read(self._selector.path(step, step.arguments["file"]))
 
     def _register(self, step: Step) -> str:
         if self.plan.injection is not None:
@@ -371,21 +373,25 @@ class LabPlayer:
         if expect.text is not None and step is not None and text.strip() != expect.text.strip():
             self._fail(expect.line, f"text of step {step.number}", expect.text.strip(), text.strip())
         for path, wanted in expect.files:
-            found = self._text_of(path)
+            found = self._text_of(expect, path)
             if found != wanted.strip():
                 self._fail(expect.line, path, wanted.strip(), found)
         states = {block["id"]: block["state"] for block in self._blocks()} if expect.blocks else {}
-        nobody = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
         for selection, state in expect.blocks:
-            for number in self._selector.resolve(nobody, selection, None):
+            try:
+                chosen = self._selector.resolve(nobody(expect, "blocks"), selection, None)
+            except HotplugError as error:
+                self._fail(expect.line, "expect: blocks", state, str(error.strerror))
+                continue
+            for number in chosen:
                 found = states.get(number, "absent")
                 if found != state:
                     self._fail(expect.line, f"state of memory{number}", state, found)
 
-    def _text_of(self, path: str) -> str:
+    def _text_of(self, expect: Expectations, path: str) -> str:
         try:
-            return self._guest.read(self._selector.path(path)).strip()
-        except GuestErrno as error:
+            return self._guest.read(self._selector.path(nobody(expect, "files"), path)).strip()
+        except (GuestErrno, HotplugError) as error:
             return errno_name(error.errno or 0)
 
     def _fail(self, line: int, what: str, expected: str | list[str], actual: str | list[str], message: str = "") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memhp.errors import HotplugError, ScenarioError
+from memhp.errors import HotplugError, MemhpError
 from memhp.kernel import Allocation, BlockState, Machine, MhpFlags
 from memhp.kernel.iomem import ResourceName
 from memhp.scenario.attach import Attached
@@ -106,7 +106,7 @@ class Actor:
     def _unplug(self, step: Step) -> None:
         dimm = self._dimms.get(step.arguments["name"])
         if dimm is None:
-            raise self.selector.bad(step, step.arguments["name"], "the name of a DIMM that an earlier step plugged in")
+            raise self.selector.unknown(step, step.arguments["name"], "the name of a DIMM that an earlier step plugged in")
         self._machine.unplug_dimm(dimm)
 
     def _load(self, step: Step) -> None:
@@ -151,7 +151,7 @@ class Actor:
 
     def _group_named(self, step: Step, name: str) -> int:
         if name not in self._groups:
-            raise self.selector.bad(step, name, "a group that an earlier step has made")
+            raise self.selector.unknown(step, name, "a group that an earlier step has made")
         return self._groups[name]
 
     def _remove(self, step: Step) -> None:
@@ -179,10 +179,10 @@ class Actor:
         return f"memory{format_ids(chosen)}"
 
     def _write(self, step: Step) -> None:
-        self._machine.tree.write(self.selector.path(step.arguments["file"]), step.arguments["text"])
+        self._machine.tree.write(self.selector.path(step, step.arguments["file"]), step.arguments["text"])
 
     def _read(self, step: Step) -> str:
-        return self._machine.tree.read(self.selector.path(step.arguments["file"]))
+        return self._machine.tree.read(self.selector.path(step, step.arguments["file"]))
 
     def _allocate(self, step: Step) -> str:
         wanted = step.arguments["wanted"]
@@ -213,8 +213,8 @@ class Actor:
             raise self._unknown_pages(step)
         return held
 
-    def _unknown_pages(self, step: Step) -> ScenarioError:
-        return self.selector.bad(step, step.arguments["name"], "the name of pages that are allocated now")
+    def _unknown_pages(self, step: Step) -> MemhpError:
+        return self.selector.unknown(step, step.arguments["name"], "the name of pages that are allocated now")
 
     def _register(self, step: Step) -> None:
         self._machine.memory_chain.register(self._callbacks[step.arguments["name"]])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Attached"]
 
 T = TypeVar("T")
+_SHOWN = 60
 
 
 class Attached:
@@ -32,6 +33,7 @@ class Attached:
         self._selector = selector
         self._things: dict[str, object] = {}
         self._refused: dict[str, frozenset[int]] = {}
+        self._known: dict[str, list[int]] = {}
         self.verbs: dict[str, Callable[[Step], str | None]] = {
             "bind": self._bind,
             "unbind": self._unbind,
@@ -67,7 +69,7 @@ class Attached:
     def _named(self, step: Step, name: str, kind: type[T], what: str) -> T:
         found = self._things.get(name)
         if not isinstance(found, kind):
-            raise self._selector.bad(step, name, f"the name of {what}")
+            raise self._selector.unknown(step, name, f"the name of {what}")
         return found
 
     def _added(self, step: Step, ids: Iterable[int]) -> str:
@@ -80,7 +82,8 @@ class Attached:
     def _bind(self, step: Step) -> str:
         name = step.arguments["name"]
         self._unused(step, name)
-        self._refused[name] = step.arguments.get("refuses", frozenset())
+        self._known[name] = _known(step)
+        self._refuse(step, name)
         blocks = list(self._binders[step.arguments["driver"]](step, name))
         self._selector.name(name, blocks)
         return self._added(step, blocks)
@@ -133,8 +136,15 @@ class Attached:
     def _hypervisor(self, step: Step) -> None:
         name = step.arguments["driver"]
         if not isinstance(self._things.get(name), Dlpar | SclpMemory):
-            raise self._selector.bad(step, name, "the name of a dlpar or standby that a step has bound")
-        self._refused[name] = step.arguments["refuses"]
+            raise self._selector.unknown(step, name, "the name of a dlpar or standby that a step has bound")
+        self._refuse(step, name)
+
+    def _refuse(self, step: Step, name: str) -> None:
+        refuses = step.arguments.get("refuses", frozenset())
+        unknown = refuses - set(self._known[name])
+        if unknown:
+            raise self._selector.bad(step, min(unknown), f"refuses: only what {name} has, {_few(self._known[name])}")
+        self._refused[name] = refuses
 
     def _hot_add(self, step: Step) -> str:
         given = step.arguments
@@ -190,10 +200,25 @@ class Attached:
     def _show(self, step: Step) -> str:
         name = step.arguments["name"]
         if name not in self._things:
-            raise self._selector.bad(step, name, "the name of something that is attached")
+            raise self._selector.unknown(step, name, "the name of something that is attached")
         found = self._things[name]
         state = _STATES.get(type(found), lambda _: {})(found)
         return "; ".join(f"{name} {_text(value)}" for name, value in state.items())
+
+
+def _known(step: Step) -> list[int]:
+    # The numbers of the LMBs, or of the increments, that the hypervisor can refuse.
+    given = step.arguments
+    if given["driver"] == "dlpar":
+        return sorted(index for one in given["lmbs"] for index in range(one["index"], one["index"] + one["count"]))
+    if given["driver"] == "standby":
+        return list(range(given["at"] // given["increment"], (given["at"] + given["size"]) // given["increment"]))
+    return []
+
+
+def _few(numbers: list[int]) -> str:
+    shown = format_ids(numbers)
+    return shown if len(shown) <= _SHOWN else f"from {numbers[0]} to {numbers[-1]}"
 
 
 def _text(value: object) -> str:

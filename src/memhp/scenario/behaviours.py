@@ -104,7 +104,7 @@ def _imported(spec: CallbackSpec, file: Path) -> Callback:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         found: Callback = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module can raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module can raise anything while it is imported, and end the program
         reason = f"{type(error).__name__}: {error}"
         raise ScenarioError(spec.call, str(file), spec.line, f"a function that can be imported ({reason})", spec.name) from error
     finally:

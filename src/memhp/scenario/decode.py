@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from memhp.scenario import words
 from memhp.scenario.devices import STEPS as DEVICE_STEPS
 from memhp.scenario.devices import decode_virtio_mem
 from memhp.scenario.driversteps import DRIVER_STEPS
+from memhp.scenario.expectations import expectations, expectations_of_nothing
 from memhp.scenario.model import (
     Allocate,
     CallbackSpec,
@@ -25,7 +26,6 @@ from memhp.scenario.model import (
     Reaction,
     Scenario,
     Step,
-    errno_number,
     parse_answer,
 )
 from memhp.scenario.reader import Value, read_yaml
@@ -81,7 +81,7 @@ def scenario_of(top: dict[str, Value], file: Path) -> Scenario:
         machine=_machine(top["machine"]),
         callbacks=callbacks,
         steps=_steps(top["steps"], names),
-        expect=_expectations(top["expect"]) if "expect" in top else None,
+        expect=expectations_of_nothing(top["expect"], "at the top level, which is no step") if "expect" in top else None,
     )
 
 
@@ -110,11 +110,17 @@ def _machine(value: Value) -> MachineSpec:
         described["hypervisor"].boolean()
     description = {name: given.plain() for name, given in described.items()}
     _check_description(value, described, description, rules)
-    spec = MachineSpec(description, source, rules, lock)
-    if "virtio_mem" not in fields:
-        return spec
-    virtio = fields["virtio_mem"]
-    return replace(spec, virtio=decode_virtio_mem(virtio, description), virtio_line=virtio.line)
+    virtio = fields.get("virtio_mem")
+    return MachineSpec(
+        description,
+        source,
+        rules,
+        lock,
+        () if virtio is None else decode_virtio_mem(virtio, description),
+        source_line=fields["from"].line if source else 0,
+        parameters_line=described["parameters"].line if "parameters" in described else 0,
+        virtio_line=0 if virtio is None else virtio.line,
+    )
 
 
 def _check_description(value: Value, given: dict[str, Value], description: dict[str, Any], rules: Rules) -> None:
@@ -125,7 +131,7 @@ def _check_description(value: Value, given: dict[str, Value], description: dict[
     for name in ("block_size", "room", "slots", "parameters", "acpi_tables", "nodes", "soft_reserved"):
         if name in given:
             where = given[name]
-            part = {key: description[key] for key in description if key in {"nodes", name}}
+            part = {key: description[key] for key in description if key in {"nodes", "physical_bits", "five_level_paging", name}}
             where.checked(lambda part=part: Machine.boot(**part, rules=rules))  # type: ignore[misc]
     where.checked(lambda: Machine.boot(**description, rules=rules))
 
@@ -227,16 +233,15 @@ def _steps(value: Value, callbacks: set[str]) -> tuple[Step, ...]:
 def _step(number: int, value: Value, callbacks: set[str]) -> Step:
     verbs = tuple(_STEPS)
     found = [(key, given) for key, given in value.items() if key.text() in verbs]
-    value.fields((*verbs, "thread", "expect", "as"))
-    if len(found) != 1:
-        value.fail(f"one of the steps {', '.join(verbs)}, and at most thread, as, expect beside it")
+    _check_keys(value, verbs)
+    if not found:
+        value.fail(f"a verb; there is none. It is one of {', '.join(verbs)}")
+    if len(found) > 1:
+        found[1][0].fail(f"one verb; here are {len(found)}: {', '.join(key.text() for key, _ in found)}")
     key, given = found[0]
     extra = {k.text(): v for k, v in value.items()}
     if key.text() == "note" and ("thread" in extra or "as" in extra):
         value.fail("nothing but expect beside a note")
-    expect = _expectations(extra["expect"]) if "expect" in extra else None
-    if key.text() == "note" and expect is not None and (expect.result is not None or expect.text is not None):
-        extra["expect"].fail("no result or text of a note, which does nothing")
     arguments, shown = _STEPS[key.text()](given)
     if key.text() in {"register", "unregister"} and arguments["name"] not in callbacks:
         given.fail(f"the name of a callback: {', '.join(sorted(callbacks)) or 'there is none'}")
@@ -248,8 +253,20 @@ def _step(number: int, value: Value, callbacks: set[str]) -> Step:
         thread=_thread(extra["thread"]) if "thread" in extra else "",
         shown=shown,
         alias=words.alias(extra["as"]) if "as" in extra else "",
-        expect=expect,
+        expect=None if "expect" not in extra else _expectations(key.text(), extra["expect"]),
     )
+
+
+def _check_keys(step: Value, verbs: tuple[str, ...]) -> None:
+    known = (*verbs, "thread", "expect", "as")
+    for key in (key for key, _ in step.items()):
+        if key.text() not in known:
+            close = difflib.get_close_matches(key.text(), known, 1)
+            key.fail(f"{f'{close[0]} (did you mean that?), or another' if close else 'one'} of the keys {', '.join(known)}")
+
+
+def _expectations(verb: str, value: Value) -> Expectations:
+    return expectations_of_nothing(value, "of a note, which does nothing") if verb == "note" else expectations(value)
 
 
 def _thread(value: Value) -> str:
@@ -364,7 +381,7 @@ def _fill(value: Value) -> Decoded:
         "workload": fields["workload"].choice(tuple(WORKLOADS)),
         "share": words.share(fields["share"]) if "share" in fields else 0.6,
         "seed": words.count(fields["seed"]) if "seed" in fields else 1,
-        "age": words.count(fields["age"]) if "age" in fields else 0,
+        "age": words.rounds(fields["age"]) if "age" in fields else 0,
     }
     return arguments, f"fill {arguments['share']:.0%} with {arguments['workload']}"
 
@@ -407,38 +424,3 @@ _STEPS: dict[str, Callable[[Value], Decoded]] = {
     "note": _note,
     **DRIVER_STEPS,
 }
-
-
-# -- expectations
-
-
-def _expectations(value: Value) -> Expectations:
-    if not value.is_mapping:
-        return Expectations(value.line, result=_result(value))
-    fields = value.fields(("result", "text", "trace", "uevents", "files", "blocks", "lockdep", "order"))
-    return Expectations(
-        line=value.line,
-        result=_result(fields["result"]) if "result" in fields else None,
-        text=fields["text"].text() if "text" in fields else None,
-        trace=_lines(fields.get("trace")),
-        uevents=_lines(fields.get("uevents")),
-        files=tuple((key.text(), given.text()) for key, given in fields["files"].items()) if "files" in fields else (),
-        blocks=tuple((words.blocks(key), _state(given)) for key, given in fields["blocks"].items()) if "blocks" in fields else (),
-        lockdep=fields["lockdep"].number() if "lockdep" in fields else None,
-        as_written="order" in fields and fields["order"].choice(("any", "written")) == "written",
-    )
-
-
-def _result(value: Value) -> str:
-    word = value.text()
-    if word != "ok" and not errno_number(word):
-        value.fail("ok, or the name of an errno such as EPERM")
-    return word
-
-
-def _state(value: Value) -> str:
-    return value.choice(("online", "offline", "going-offline", "absent"))
-
-
-def _lines(value: Value | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(" ".join(line.text().split()) for line in value.elements())

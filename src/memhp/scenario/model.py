@@ -82,8 +82,12 @@ class MachineSpec:
     rules: Rules = Rules.DOCUMENTED
     device_hotplug_lock: bool = True
     virtio: tuple[VirtioMem, ...] = ()
+    source_line: int = field(default=0, compare=False)
+    """Where the file names the source."""
+    parameters_line: int = field(default=0, compare=False)
+    """Where it has the kernel's parameters."""
     virtio_line: int = field(default=0, compare=False)
-    """Where the file names the devices."""
+    """Where it names the devices."""
 
 
 @dataclass(frozen=True, slots=True)

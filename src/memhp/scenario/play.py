@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from memhp.abi.paths import MEMORY
 from memhp.abi.state import changes, machine_state
-from memhp.abi.tree import DirTree
 from memhp.abi.uevent import Uevent
 from memhp.errors import DeadlockError, HotplugError, InvalidInput, MemhpError, NotifierError, ScenarioError, errno_name
+from memhp.events import MEM_FINISH_OFFLINE, MEM_PREPARE_ONLINE
 from memhp.kernel import Machine, Rules
+from memhp.locking import Lockdep
 from memhp.notifier import NOTIFY_OK, Call, NotifierBlock
 from memhp.scenario.act import Actor
+from memhp.scenario.begin import make_machine
 from memhp.scenario.behaviours import Holdings, make_callback
 from memhp.scenario.crew import Crew
 from memhp.scenario.devices import devices_of
 from memhp.scenario.model import Expectations, Scenario, Selection, Step, answer_name
+from memhp.scenario.select import nobody
 from memhp.scenario.verdict import failure, same_result
 from memhp.units import format_ids
 
@@ -31,6 +32,8 @@ CHAIN = "memory_chain"
 """The callback that stands for the chain as a whole."""
 
 _MAIN = "main"
+_PREPARING = (MEM_PREPARE_ONLINE, MEM_FINISH_OFFLINE)
+_NEVER_ENDS = "the step never ends; give it a thread of its own (thread: NAME), and end its wait later (signal: NAME)"
 _READER = "(expectations)"
 """The thread that reads files for expectations: no step can have this name."""
 
@@ -85,6 +88,7 @@ class Player:
         self._crew = Crew()
         self.machine: Machine
         """The machine, from the moment when the first event comes."""
+        self._begun: list[Step] = []
         self._ended: dict[int, Outcome] = {}
         self._unsaid: list[Outcome] = []
         self._trace: list[str] = []
@@ -122,7 +126,8 @@ class Player:
 
     def _begin(self) -> None:
         scenario = self._scenario
-        machine = self.machine = self._make_machine()
+        self.machine, self._source = make_machine(scenario, self._rules, Lockdep())
+        machine = self.machine
         devices = devices_of(scenario, machine)
         holdings = Holdings(machine)
         if self._watch:
@@ -138,6 +143,8 @@ class Player:
         machine.acpi.run = self._crew.start
         self._actor = Actor(machine, holdings, self._crew, blocks, scenario.file, devices)
         self._emit("scenario", title=scenario.title, about=scenario.about, file=str(scenario.file), rules=self._rules.text)
+        for line, text in self._warnings():
+            self._emit("warning", line=line, text=text)
         self._emit("machine", moment="before", source=self._source, **_picture(machine))
         for spec in scenario.callbacks:
             if spec.registered:
@@ -146,34 +153,44 @@ class Player:
         self._emit("callbacks", registered=listed)
         self._note_state()
 
-    def _make_machine(self) -> Machine:
-        spec = self._scenario.machine
-        options: dict[str, Any] = {
-            "rules": self._rules,
-            "device_hotplug_lock": spec.device_hotplug_lock,
-            "lockdep": True,
-        }
-        if not spec.source:
-            self._source = "description"
-            return Machine.boot(**spec.description, **options)
-        root = Path("/") if spec.source == "host" else self._scenario.file.parent / spec.source
-        tree = DirTree(root)
-        if spec.description and not tree.exists(f"{MEMORY}/block_size_bytes"):
-            self._source = "description"
-            return Machine.boot(**spec.description, **options)
-        self._source = spec.source
-        return Machine.from_tree(tree, **options)
+    def _warnings(self) -> Iterator[tuple[int, str]]:
+        for said in self.machine.parameters.ignored:
+            yield self._scenario.machine.parameters_line, f"the kernel ignores a word of its command line: {said}"
+        for spec in () if self._rules.value.prepares else self._scenario.callbacks:
+            for action in _PREPARING:
+                if action in spec.reactions:
+                    yield (
+                        spec.line,
+                        f"{spec.name} never hears {action.name}, not sent under the rules {self._rules.text}",
+                    )
 
     def _end(self) -> None:
-        for name, lock in self._waiting().items():
-            self._fail(0, f"thread {name} still waits for {lock} at the end", "nobody waits", f"{name} waits for {lock}")
+        waiting = self._waiting()
+        steps = {name: self._step_of(name) for name in waiting}
         self._release_everybody()
         self._say_results(compare=False)
+        self._fail_for_waiting(waiting, steps)
         self._note_lockdep()
         self._emit("machine", moment="after", source=self._source, **_picture(self.machine))
         if self._scenario.expect is not None:
             self._check(self._scenario.expect, list(self._trace), list(self._uevents))
         self._emit("end", steps=len(self._ended), calls=self._calls, failures=self.failures)
+
+    def _step_of(self, thread: str) -> Step | None:
+        # The step at which a thread waits; those that it was given later have not begun.
+        return next((step for step in self._begun if (step.thread or _MAIN) == thread and step.number not in self._ended), None)
+
+    def _fail_for_waiting(self, waiting: dict[str, str], steps: dict[str, Step | None]) -> None:
+        # What the signal made the step say names the page that it waited for, and the page's owner.
+        for name, lock in waiting.items():
+            step, what = steps[name], f"thread {name} still waits for {lock} at the end"
+            waits = f"{name} waits for {lock}"
+            if name == _MAIN:
+                what = _NEVER_ENDS
+                waits = ", ".join(f"{other} waits for {its}" for other, its in waiting.items())
+            outcome = None if step is None else self._ended.get(step.number)
+            wanted = "an end" if name == _MAIN else "nobody waits"
+            self._fail(0 if step is None else step.line, what, wanted, waits, "" if outcome is None else outcome.message)
 
     def _release_everybody(self) -> None:
         # A signal ends one wait for pages; the same step, or who waited for a lock behind it, may then wait for other pages.
@@ -200,6 +217,7 @@ class Player:
                 self._check(step.expect, [], [], step)
             return True
         self._emit("step", number=step.number, line=step.line, verb=step.verb, thread=step.thread or _MAIN, text=step.shown)
+        self._begun.append(step)
         self._crew.start(step.thread or _MAIN, lambda: self._perform(step))
         self._crew.settle()
         self._say_results()
@@ -208,8 +226,6 @@ class Player:
         if self._impatient and not step.thread and step.number not in self._ended:
             self._interrupt_main()
         if not step.thread and step.number not in self._ended:
-            waits = ", ".join(f"{name} waits for {lock}" for name, lock in self._waiting().items())
-            self._fail(step.line, "the step never ends; give it a thread of its own (thread: NAME)", "an end", waits)
             return False
         if step.expect is not None:
             self._check(step.expect, self._trace[self._marks[0] :], self._uevents[self._marks[1] :], step)
@@ -229,6 +245,7 @@ class Player:
             raise
         except MemhpError as error:
             outcome = Outcome(step, _result_of(error), getattr(error, "strerror", None) or str(error), "", error)
+            self._actor.selector.lose(step, outcome.result)
         self._ended[step.number] = outcome
         self._unsaid.append(outcome)
 
@@ -328,21 +345,25 @@ class Player:
     def _check_file(self, expect: Expectations, path: str, text: str) -> None:
         found: list[str] = []
         # In a thread, because `online` can't be read while its block changes: its reader waits for the block's lock.
-        self._crew.start(_READER, lambda: found.append(self._text_of(path)))
+        self._crew.start(_READER, lambda: found.append(self._text_of(expect, path)))
         self._crew.settle()
         said = found[0] if found else f"no answer: its reader waits for {self._crew.waiting().get(_READER)}"
         if said != text.strip():
             self._fail(expect.line, path, text.strip(), said)
 
-    def _text_of(self, path: str) -> str:
+    def _text_of(self, expect: Expectations, path: str) -> str:
         try:
-            return self.machine.tree.read(self._actor.selector.path(path)).strip()
+            return self.machine.tree.read(self._actor.selector.path(nobody(expect, "files"), path)).strip()
         except HotplugError as error:
             return _result_of(error)
 
     def _check_blocks(self, expect: Expectations, selection: Selection, state: str) -> None:
-        step = Step(0, expect.line, "expect: blocks", {}, "", "expect: blocks")
-        for block_id in self._actor.selector.resolve(step, selection, None):
+        try:
+            chosen = self._actor.selector.resolve(nobody(expect, "blocks"), selection, None)
+        except HotplugError as error:
+            self._fail(expect.line, "expect: blocks", state, str(error.strerror))
+            return
+        for block_id in chosen:
             block = self.machine.blocks.get(block_id)
             found = "absent" if block is None else block.state.value
             if found != state:

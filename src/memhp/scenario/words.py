@@ -7,9 +7,10 @@ from typing import Any
 
 from memhp.scenario.model import Selection
 from memhp.scenario.reader import Value
+from memhp.scenario.workloads import MOST_ROUNDS
 from memhp.units import parse_ids, parse_size
 
-__all__ = ["Decoded", "alias", "blocks", "count", "name", "selection", "share", "show"]
+__all__ = ["Decoded", "alias", "blocks", "count", "name", "rounds", "selection", "share", "show"]
 
 Decoded = tuple[dict[str, Any], str]
 """What a step asks for, and the step in words."""
@@ -37,6 +38,14 @@ def count(value: Value) -> int:
     number = value.number()
     if not 0 <= number < 1 << 32:
         value.fail("a number from 0 to 2^32 - 1")
+    return number
+
+
+def rounds(value: Value) -> int:
+    """Read for how many rounds something ages."""
+    number = value.number()
+    if not 0 <= number <= MOST_ROUNDS:
+        value.fail(f"a number of rounds from 0 to {MOST_ROUNDS}")
     return number
 
 

@@ -18,13 +18,15 @@ from memhp.units import PAGE_SHIFT
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["WORKLOADS", "Filled", "Part", "Workload", "fill"]
+__all__ = ["MOST_ROUNDS", "WORKLOADS", "Filled", "Part", "Workload", "fill"]
 
 _ROUNDS = 16
 """In how many steps a machine fills; each takes some of everything."""
 _SINGLES = 1 << 19
 """How many single pages a part has at most; what is more comes in larger pieces, as large folios do."""
 _HUGE = 512
+MOST_ROUNDS = 1000
+"""For how many rounds a workload can age; what it uses has settled long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def fill(machine: Machine, workload: Workload | str, share: float, *, seed: int,
         share: of the managed pages, above 0 and below 1. A machine whose kernel pages find no room in its kernel zones
             stays below.
         seed: the same gives the same pages.
-        age: how many rounds of freeing and allocating anew follow.
+        age: how many rounds of freeing and allocating anew follow, at most :data:`MOST_ROUNDS`.
 
     Raises:
         InvalidInput: no such workload, or a number out of its range.
@@ -144,6 +146,8 @@ def fill(machine: Machine, workload: Workload | str, share: float, *, seed: int,
     for value, where in ((seed, "seed"), (age, "age")):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InvalidInput(value, where, "a number, at least 0")
+    if age > MOST_ROUNDS:
+        raise InvalidInput(age, "age", f"at most {MOST_ROUNDS} rounds")
     managed = machine.memory_total >> PAGE_SHIFT
     wanted = max(int(managed * share) - (managed - machine.pages.count_free()), 0)
     worker = _Worker(machine, seed)

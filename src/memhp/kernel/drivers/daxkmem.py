@@ -79,8 +79,8 @@ class DaxKmem:
                 raise HotplugError(errno.EBUSY, f"{self.name} is bound to kmem")
             ranges = [aligned for start, size in self._ranges if (aligned := self._aligned(start, size))[1] > 0]
             if self._nid < 0 or not ranges:
-                message = f"{self.name}: no node, or no whole memory block of {self._machine.block_size:#x} bytes"
-                raise HotplugError(errno.EINVAL, message)
+                why = f"no range has a whole memory block of {self._machine.block_size:#x} bytes"
+                raise HotplugError(errno.EINVAL, f"{self.name}: {f'{self._nid} is no node' if self._nid < 0 else why}")
             self._bind(ranges)
 
     def _bind(self, ranges: list[tuple[int, int]]) -> None:
