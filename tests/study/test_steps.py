@@ -200,7 +200,7 @@ def test_the_command_plays_a_scenario_with_so_many_seeds(
         ("study: x\nsteps: []\n", 1, "a mapping with the key machine"),
         ("study: x\nmachine: {nodes: [1GiB]}\nsteps: []\nadded: 1GiB\n", 4, "one of the keys study, scenario, vary"),
         ("study: x\nmachine: {from: host}\nsteps: []\n", 2, "whose machine is described with `nodes`"),
-        ("study: x\nmachine: {nodes: [1GiB]}\nsteps:\n  - onlin: 3\n", 4, "one of the keys plug"),
+        ("study: x\nmachine: {nodes: [1GiB]}\nsteps:\n  - onlin: 3\n", 4, "did you mean that?"),
         ("study: x\nmachine: {nodes: [1GiB]}\nsteps: []\nvary:\n  block_size: [1GiB, 3GiB]\n", 5, "a power of two"),
     ],
 )
