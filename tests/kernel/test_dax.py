@@ -305,7 +305,7 @@ def test_the_log_says_why_a_driver_does_not_take_a_device(boot: Boot, rules: Rul
     machine.tree.write(f"{REGION}/create", "1")
     for name in ("dax0.0", "dax0.1"):
         bus(machine, "drivers/kmem/new_id", name)
-    refused = "kmem: probe of dax0.0 failed: [EINVAL] dax0.0: no node, or no whole memory block"
+    refused = "kmem: probe of dax0.0 failed: [EINVAL] dax0.0: no range has a whole memory block"
     assert [record.message.partition(" of 0x")[0] for record in caplog.records] == [refused] * 2
     bus(machine, "devices/dax0.0/size", str(BLOCK))
     bus(machine, "drivers/kmem/bind", "dax0.0")
