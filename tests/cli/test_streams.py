@@ -70,3 +70,29 @@ def test_a_copy_that_is_not_there_is_bad_input(arguments: list[str], tmp_path: P
     code, said = run(arguments, tmp_path / "nothing", "")
     assert code == 2
     assert said.endswith("expected a directory that has a copy of a machine's /sys and /proc\n")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["chmem", "--help"]])
+@pytest.mark.parametrize(("output", "ended"), [("full", (1, "memhp: No space left on device\n")), ("gone", (141, ""))])
+def test_a_help_that_nobody_can_read_ends_like_any_output(arguments: list[str], output: str, ended: tuple[int, str]) -> None:
+    """Not with a traceback, nor as if it had been read."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-c", "from memhp.cli import console; console()", *arguments],
+        check=False,
+        stdout=full if output == "full" else writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    os.close(full)
+    assert (done.returncode, done.stderr) == ended
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    """Of the program, whatever part of it was there already."""
+    code = "import memhp.cli as cli\ndef interrupted(name):\n raise KeyboardInterrupt\ncli._module = interrupted\ncli.console()"
+    done = subprocess.run([sys.executable, "-c", code, "run", "x.yaml"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "memhp: interrupted\n")

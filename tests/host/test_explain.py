@@ -179,6 +179,13 @@ def test_offline_blocks_are_offline(root: Path) -> None:
     assert verdicts(root) == ["memory0: offline", "memory1: going-offline"]
 
 
+def test_a_state_that_no_kernel_has_is_told_and_not_guessed_from(root: Path) -> None:
+    """As of a copy that is damaged; nor is one that is missing."""
+    block(root, 0, state="weird", zones="Normal Movable")
+    block(root, 1, state="", zones="Normal Movable")
+    assert verdicts(root) == ["memory0: unknown: its state says 'weird'", "memory1: unknown: its state can't be read"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
 def test_an_ordinary_user_learns_what_can_be_known(root: Path) -> None:
     """Zones are known to everybody, pages to root only."""

@@ -98,6 +98,7 @@ def test_the_model_is_a_machine_too(boot: Callable[..., Machine]) -> None:
         ("online", "None", ("no", "it lies in several zones or nodes")),
         ("online", "Movable", ("unknown", "its pages decide")),
         ("going-offline", "Movable Normal", ("unknown", "it is on its way")),
+        ("weird", "Normal", ("unknown", "its state says 'weird'")),
         ("", "", ("unknown", "its state can't be read")),
     ],
 )

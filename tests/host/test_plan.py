@@ -122,6 +122,20 @@ def test_a_floor_below_which_the_machine_is_not_shrunk(root: Path) -> None:
     )
 
 
+def test_a_floor_that_can_not_be_checked_is_not_taken_as_held(root: Path) -> None:
+    """Without /proc/meminfo a wish for one is a problem, and the usual one a warning."""
+    (root / "proc/meminfo").unlink()
+    assert plan(root, "128M", keep_free=100 << 20).problems == (
+        "whether 100 MiB stay free is not known: /proc/meminfo can't be read",
+    )
+    found = plan(root, "128M")
+    assert (found.problems, found.warnings) == (
+        (),
+        ("how much would be left available is not known: /proc/meminfo can't be read",),
+    )
+    assert plan(root, "128M", keep_free=0).warnings == ()
+
+
 def test_what_is_left_of_each_zone(root: Path) -> None:
     """Pages present and free before and after, of the zones that there are."""
     found = plan(root, "256M")

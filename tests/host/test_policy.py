@@ -179,8 +179,15 @@ def test_the_command_shows_and_sets(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     assert main(["policy", "--json", *sysroot, "show"]) == 0
     assert json.loads(capsys.readouterr().out)["policy"]["auto_online_blocks"] == "offline"
-    assert main(["policy", *sysroot, "set", "online_policy=auto-movable"]) == 1
+    assert main(["policy", *sysroot, "set", "--dry-run", "online_policy=auto-movable"]) == 1
     assert "this kernel has no such setting" in capsys.readouterr().err
+    assert main(["policy", *sysroot, "set", "--dry-run", "auto_online_blocks=online_movable"]) == 0
+    assert capsys.readouterr().out == "auto_online_blocks: offline -> online_movable\n"
+    assert main(["policy", *sysroot, "set", "auto_online_blocks=online_movable"]) == 2
+    assert capsys.readouterr().err == (
+        f"memhp policy: {host.tree.root} is a copy and can't be changed; --dry-run shows what would be set\n"
+    )
+    assert host.tree.read("/sys/devices/system/memory/auto_online_blocks") == "offline\n"
     for words in (
         ["auto_online_blocks"],
         ["auto_online_blocks=foo"],

@@ -58,6 +58,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def console() -> None:
     """Be the program ``memhp``; under the name of a tool that it replaces (by a link), be that tool."""
+    try:
+        try:
+            _console()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # before a command could say so itself
+        sys.stderr.write("memhp: interrupted\n")
+        posix._exit(130)  # noqa: SLF001 - its name
+    except BrokenPipeError:
+        posix._exit(141)  # noqa: SLF001
+    except OSError as error:  # of a help or version that can't be written
+        sys.stderr.write(f"memhp: {error.strerror or error}\n")
+        sys.stderr.flush()
+        posix._exit(1)  # noqa: SLF001
+
+
+def _console() -> None:
     _open_streams()
     words = sys.argv[1:]
     program = sys.argv[0].rpartition("/")[2]

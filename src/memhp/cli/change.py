@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from memhp.abi.tree import DirTree
 from memhp.cli import plan as plan_command
 from memhp.cli.signals import ended_by_signals
-from memhp.cli.text import BAD_INPUT, INTERRUPTED, common_options, goal_options, guarded, human, print_json, sysroot_of
+from memhp.cli.text import INTERRUPTED, common_options, goal_options, guarded, human, print_json, refuse_copy, sysroot_of
 from memhp.errors import ChangeFailed, InvalidInput
 from memhp.host.goal import Operation
 from memhp.host.inventory import Host
@@ -83,8 +83,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(options, host, hooks)
     if options.sysroot is not None:
-        print(f"memhp: {options.sysroot} is a copy and can't be changed; --dry-run shows the plan", file=sys.stderr)
-        return BAD_INPUT
+        return refuse_copy(options.sysroot, "memhp", "shows the plan")
     with locked(default_directory()):
         left = []
         for entry in unfinished(default_directory()):

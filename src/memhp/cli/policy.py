@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict
 
 from memhp.abi.tree import DirTree
-from memhp.cli.text import guarded, sysroot_of, sysroot_option
+from memhp.cli.text import guarded, refuse_copy, sysroot_of, sysroot_option
 from memhp.errors import InvalidInput
 from memhp.host.inventory import Host
-from memhp.host.policy import SETTINGS, PolicyReport, report, set_policy
+from memhp.host.policy import SETTINGS, PolicyReport, preview_policy, report, set_policy
 
 __all__ = ["configure", "main"]
 
@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="policy", metavar="show | set NAME=VALUE...")
     commands.add_parser("show", help="show it; also without a command")
     setting = commands.add_parser("set", help="set it", description=f"The names are {', '.join(SETTINGS)}.")
+    setting.add_argument("--dry-run", action="store_true", help="only show what it is now, and what it would be")
     setting.add_argument("settings", nargs="+", metavar="NAME=VALUE", help="such as auto_online_blocks=online_movable")
 
 
@@ -37,7 +38,14 @@ def main(options: argparse.Namespace) -> int:
 def _main(options: argparse.Namespace) -> int:
     root = sysroot_of(options)
     if options.policy == "set":
-        set_policy(DirTree(root, writable=True), _wanted(options.settings))
+        wanted = _wanted(options.settings)
+        if options.dry_run:
+            for name, (was, value) in preview_policy(DirTree(root), wanted).items():
+                print(f"{name}: {was} -> {value}")
+            return 0
+        if options.sysroot is not None:
+            return refuse_copy(options.sysroot, "memhp policy", "shows what would be set")
+        set_policy(DirTree(root, writable=True), wanted)
         return 0
     found = report(Host(DirTree(root)))
     print(json.dumps({**asdict(found), "policy": found.policy._asdict()}, indent=2) if options.json else _text(found))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from memhp.cli.run import BAD_INPUT, HELD, INTERRUPTED, without_log
+from memhp.cli.text import guarded
 from memhp.errors import InvalidInput
 from memhp.scenario import Scenario
-from memhp.study.output import FORMATS, Group, groups_of, write_results
+from memhp.study.output import FORMATS, Group, check_formats, groups_of, write_results
 from memhp.study.plan import Study, load_study
 from memhp.study.run import run_study
 
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "can go, what moves, what stops it. A scenario's steps can come first. docs/study.md says how to write a study."
     )
     parser.add_argument("file", metavar="FILE", help="the study, or a scenario to play with each seed")
-    parser.add_argument("--seeds", type=int, default=0, metavar="N", help="the seeds 1 to N; default: those of the study, or 1")
+    parser.add_argument("--seeds", type=int, metavar="N", help="the seeds 1 to N; default: those of the study, or 1")
     parser.add_argument("--out", metavar="DIR", help="where results go; default: study-NAME, beside where you are")
     parser.add_argument(
         "--format", default="csv", metavar="LIST", help=f"which results to write, of {','.join(FORMATS)}; default: csv"
@@ -40,16 +41,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the study; gives the exit code."""
     try:
-        if options.seeds < 0:
+        if options.seeds is not None and options.seeds < 1:
             raise InvalidInput(options.seeds, "--seeds", "a number of seeds, at least 1")
-        study = load_study(options.file, seeds=options.seeds)
-        formats = tuple(name for name in options.format.split(",") if name)
-        for name in formats:
-            if name not in FORMATS:
-                raise InvalidInput(name, "--format", f"some of {','.join(FORMATS)}")
+        study = load_study(options.file, seeds=options.seeds or 0)
+        formats = tuple(dict.fromkeys(options.format.split(",")))
+        check_formats(formats)
+        directory = Path(options.out or f"study-{Path(options.file).stem}")
+        if directory.exists() and not directory.is_dir():
+            raise InvalidInput(str(directory), "--out", "a directory, or the name of a new one")
         with without_log(), _progress(study.title) as done:
             rows = run_study(study, jobs=options.jobs, scheduler=options.scheduler, done=done)
-        directory = Path(options.out or f"study-{Path(options.file).stem}")
         files = write_results(study, rows, directory, formats)
     except InvalidInput as error:
         print(f"memhp: {error}", file=sys.stderr)
@@ -60,10 +61,7 @@ def main(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("memhp: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    _print(study, groups_of(study, rows), len(rows))
-    for path in files:
-        print(f"wrote {path}")
-    return HELD
+    return guarded(lambda: _print(study, groups_of(study, rows), len(rows), files))
 
 
 @contextlib.contextmanager
@@ -84,7 +82,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda finished, total: progress.update(task, completed=finished, total=total)
 
 
-def _print(study: Study, groups: list[Group], runs: int) -> None:
+def _print(study: Study, groups: list[Group], runs: int, files: list[Path]) -> int:
     print(f"{study.title}\n{runs} runs, {len(study.seeds)} for each line\n")
     width = max(len(group.label) for group in groups)
     print(f"{'':<{width}}  blocks  isolable  gone offline (range)   moved  stopped by")
@@ -100,6 +98,9 @@ def _print(study: Study, groups: list[Group], runs: int) -> None:
     print()
     if study.scenario is not None:
         _print_steps(study.scenario, groups)
+    for path in files:
+        print(f"wrote {path}")
+    return HELD
 
 
 def _print_steps(scenario: Scenario, groups: list[Group]) -> None:

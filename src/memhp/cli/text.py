@@ -22,6 +22,7 @@ __all__ = [
     "guarded",
     "human",
     "print_json",
+    "refuse_copy",
     "size_option",
     "sysroot_of",
     "sysroot_option",
@@ -99,6 +100,12 @@ def print_json(document: object) -> None:
     import json  # noqa: PLC0415 - only if it is asked for
 
     print(json.dumps(document, indent=2))
+
+
+def refuse_copy(sysroot: str, program: str, dry_run: str) -> int:
+    """Say that a copy of a machine's files is for reading; gives the exit code."""
+    print(f"{program}: {sysroot} is a copy and can't be changed; --dry-run {dry_run}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def guarded(command: Callable[[], int], program: str = "memhp") -> int:

@@ -101,7 +101,14 @@ class Block:
             return "no", "it lies in several zones or nodes"
         if self.state == "going-offline":
             return "unknown", "it is on its way"
-        return "unknown", "its pages decide" if self.state else "its state can't be read"
+        return "unknown", self.trouble or "its pages decide"
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with its state, in words; '' if it is one that the kernel has."""
+        if self.state in {"online", "offline", "going-offline"}:
+            return ""
+        return f"its state says {self.state!r}" if self.state else "its state can't be read"
 
     @property
     def removable(self) -> bool | None:

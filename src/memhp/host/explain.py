@@ -65,6 +65,7 @@ class Cause(enum.Enum):
     FLAGS = "flags-unreadable"
     RAM = "iomem-unreadable"
     CMA = "cma"
+    STATE = "state-unreadable"
 
 
 class Reason(NamedTuple):
@@ -213,9 +214,10 @@ def _slack(survey: Survey, cases: Sequence[_Case]) -> dict[tuple[int, str], int]
 
 def _judge(survey: Survey, case: _Case, trouble: str, slack: dict[tuple[int, str], int]) -> Explanation:
     block = case.block
+    if block.trouble:
+        return Explanation(block, case.node, Verdict.UNKNOWN, (Reason(Cause.STATE, block.trouble),))
     if not block.online:
-        verdict = Verdict.OFFLINE if block.state == "offline" else Verdict.BUSY if block.state else Verdict.UNKNOWN
-        return Explanation(block, case.node, verdict)
+        return Explanation(block, case.node, Verdict.OFFLINE if block.state == "offline" else Verdict.BUSY)
     _check_range(survey, case)
     if case.frames is None:
         case.gaps.append(Reason(Cause.FLAGS, trouble))

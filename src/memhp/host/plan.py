@@ -193,7 +193,7 @@ def _candidates(draft: _Draft, zone: str | None, node: int | None) -> list[Block
         draft.already += [int(block.id) for block in named if block.state == ("offline" if state == "online" else "online")]
         for block in named:
             if block.state not in {"online", "offline"}:
-                draft.problems.append(f"memory{block.id} is {block.state or 'in an unknown state'}")
+                draft.problems.append(f"memory{block.id}: {block.trouble or f'it is {block.state}'}")
     found = [block for block in named if block.state == state and (node is None or node in (block.nodes or (0,)))]
     if draft.operation is Operation.OFFLINE and zone is not None:
         known = {word for block in survey.blocks for word in block.valid_zones or ()} | {one.name for one in survey.zones}
@@ -242,27 +242,37 @@ def _choose(draft: _Draft, steps: list[Step]) -> None:
         draft.steps = steps
         if not steps and not draft.already and not draft.problems:
             draft.problems.append("nothing is left to do")
-        return
-    number = draft.goal.size // draft.survey.block_size
+    else:
+        _choose_so_much(draft, steps, draft.goal.size)
+    if risky := [step.block.id for step in draft.steps if step.risky]:
+        draft.warnings.append(f"nobody can know whether memory{format_ids(risky)} will go")
+
+
+def _choose_so_much(draft: _Draft, steps: list[Step], size: int) -> None:
+    number = size // draft.survey.block_size
     draft.steps, draft.spare = steps[:number], steps[number:]
     if len(steps) < number:
         have = format_size(len(steps) * draft.survey.block_size) if steps else "nothing"
         verb = "go offline" if draft.operation is Operation.OFFLINE else "come online"
-        draft.problems.append(f"{format_size(draft.goal.size)} were asked for, and {have} can {verb}")
+        draft.problems.append(f"{format_size(size)} were asked for, and {have} can {verb}")
         if draft.operation is Operation.ONLINE:
-            missing = draft.goal.size - len(steps) * draft.survey.block_size
+            missing = size - len(steps) * draft.survey.block_size
             draft.warnings.append(
                 f"{format_size(missing)} would have to be added first, which takes {format_size(missing // MEMMAP_SHARE)} of the "
                 "memory that is there for its memmap, unless memmap_on_memory is in use"
             )
-    if risky := [step.block.id for step in draft.steps if step.risky]:
-        draft.warnings.append(f"nobody can know whether memory{format_ids(risky)} will go")
 
 
 def _check_floor(draft: _Draft, keep_free: int | None) -> int | None:
     available = draft.survey.meminfo.get("MemAvailable")
     total = draft.survey.meminfo.get("MemTotal")
-    if available is None or total is None or not draft.steps:
+    if not draft.steps:
+        return keep_free
+    if available is None or total is None:
+        if keep_free is None:
+            draft.warnings.append("how much would be left available is not known: /proc/meminfo can't be read")
+        elif keep_free:
+            draft.problems.append(f"whether {format_size(keep_free)} stay free is not known: /proc/meminfo can't be read")
         return keep_free
     size = len(draft.steps) * draft.survey.block_size
     floor = keep_free

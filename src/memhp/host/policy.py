@@ -205,6 +205,25 @@ def set_policy(tree: Tree, wanted: Mapping[str, str]) -> None:
         before.append((path, was))
 
 
+def preview_policy(tree: Tree, wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Say what each setting is now, and what :func:`set_policy` would make of it; nothing is written.
+
+    Raises:
+        InvalidInput: no such setting, or a value that it doesn't take.
+        HostError: the kernel has no such file.
+    """
+    found = {}
+    for name, value in wanted.items():
+        _check(name, value)
+    for name, value in wanted.items():
+        path = SETTINGS[name][0]
+        try:
+            found[name] = tree.read(path).strip(), value
+        except OSError as error:
+            raise _refused(name, path, value, error, []) from error
+    return found
+
+
 def _check(name: str, value: str) -> None:
     if name not in SETTINGS:
         raise InvalidInput(name, "policy", f"one of {', '.join(SETTINGS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from memhp.units import PAGE_SIZE, format_size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FORMATS", "Group", "groups_of", "write_results"]
+__all__ = ["FORMATS", "Group", "check_formats", "groups_of", "write_results"]
 
-_INSTALL = "pip install 'memhp[study]'"
+_NEEDED = {"parquet": "pyarrow", "png": "matplotlib", "svg": "matplotlib"}
 
 
 class Group:
@@ -83,16 +84,27 @@ def _shown(name: str, value: Any) -> str:
     return str(value) if isinstance(value, str) else f"{name} {value}"
 
 
+def check_formats(formats: tuple[str, ...]) -> None:
+    """Refuse what can't be written, before a study runs for hours.
+
+    Raises:
+        InvalidInput: a format that there isn't, or whose library isn't installed.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InvalidInput(name, "--format", f"some of {','.join(FORMATS)}")
+        if name in _NEEDED and importlib.util.find_spec(_NEEDED[name]) is None:
+            raise InvalidInput(name, "--format", f"{_NEEDED[name]} (pip install 'memhp[study]')")
+
+
 def write_results(study: Study, rows: list[Row], directory: Path, formats: tuple[str, ...]) -> list[Path]:
     """Write the results in each of the formats into a directory, which is made if need be; gives the files.
 
     Raises:
-        InvalidInput: a format that there isn't, or whose library isn't installed.
+        InvalidInput: as :func:`check_formats`.
         OSError: a file can't be written.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise InvalidInput(name, "--format", f"some of {', '.join(FORMATS)}")
+    check_formats(formats)
     directory.mkdir(parents=True, exist_ok=True)
     return [path for name in formats for path in FORMATS[name](study, rows, directory)]
 
@@ -107,11 +119,9 @@ def _write_csv(study: Study, rows: list[Row], directory: Path) -> list[Path]:
 
 
 def _write_parquet(study: Study, rows: list[Row], directory: Path) -> list[Path]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise InvalidInput("parquet", "--format", f"pyarrow ({_INSTALL})") from error
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     path = directory / "results.parquet"
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
     pq.write_table(table, path)
@@ -120,10 +130,8 @@ def _write_parquet(study: Study, rows: list[Row], directory: Path) -> list[Path]
 
 def _plots(kind: str) -> Callable[[Study, list[Row], Path], list[Path]]:
     def write(study: Study, rows: list[Row], directory: Path) -> list[Path]:
-        try:
-            import matplotlib as mpl  # noqa: PLC0415 - an extra, and heavy
-        except ImportError as error:
-            raise InvalidInput(kind, "--format", f"matplotlib ({_INSTALL})") from error
+        import matplotlib as mpl  # noqa: PLC0415 - an extra, and heavy
+
         mpl.use("Agg")
         mpl.rcParams["svg.hashsalt"] = "memhp"  # the same results give the same file
         from matplotlib import pyplot as plt  # noqa: PLC0415
