@@ -56,9 +56,9 @@ def whole_number(value: object, where: str, expected: str = "a number of bytes")
     """Give a number that a caller has passed, as it is.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is none, or 64 bits don't hold it, so that no kernel could be asked for it.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 64:
         raise InvalidInput(value, where, expected)
     return value
 

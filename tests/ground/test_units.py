@@ -23,6 +23,7 @@ from memhp.units import (
     pfn_to_addr,
     pfn_to_section_nr,
     section_nr_to_pfn,
+    whole_number,
 )
 
 
@@ -233,3 +234,12 @@ def test_other_types_and_negative_numbers_are_neither_sizes_nor_lists(value: obj
         with pytest.raises(InvalidInput) as caught:
             parse(value, "step 3")
         assert (caught.value.value, caught.value.where) == (value, "step 3")
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, pytest.param(10**5000, id="long"), True, 1.0, None, "1"])
+def test_what_64_bits_do_not_hold_is_no_number(value: object) -> None:
+    """No kernel could be asked for it; what they hold, with a sign or without, is given as it is."""
+    with pytest.raises(InvalidInput) as caught:
+        whole_number(value, "start")
+    assert caught.value.where == "start"
+    assert [whole_number(number, "start") for number in ((1 << 64) - 1, -(1 << 63))] == [(1 << 64) - 1, -(1 << 63)]

@@ -19,6 +19,7 @@ from memhp import (
     NOTIFY_STOP,
     DeadlockError,
     HotplugError,
+    InvalidInput,
     Machine,
     MemoryAction,
     MemoryNotify,
@@ -418,11 +419,28 @@ def test_a_block_of_several_zones_can_not_go_offline(boot: Boot, rules: Rules, f
     assert snapshot(machine) == before
 
 
+@pytest.mark.parametrize(
+    "wrong", [(None, 0x8000, "zone"), (0x100000, "0x8000", "zone"), (0x100000, True, "zone"), (0x100000, 0x8000, None)]
+)
+def test_what_is_no_range_or_no_zone_is_an_error_of_its_own(boot: Boot, wrong: tuple[Any, Any, Any]) -> None:
+    """InvalidInput, as of any argument; nothing was changed."""
+    machine = with_node_1(boot, Rules.LINUX_6_12)
+    start, nr_pages, zone = wrong[0], wrong[1], machine.zone(1, "Normal") if wrong[2] else None
+    before = snapshot(machine)
+    with machine.mem_hotplug():
+        for request in (machine.online_pages, machine.offline_pages):
+            with pytest.raises(InvalidInput):
+                request(start, nr_pages, zone)  # type: ignore[arg-type]
+    assert snapshot(machine) == before
+
+
 @BOTH
 @pytest.mark.fact("3.10", "3.14")
-@pytest.mark.parametrize(("start", "nr_pages"), [(0x100000, 0), (0x100001, 0x8000), (0x100000, 0x4000), (0x100200, 0x8000)])
+@pytest.mark.parametrize(
+    ("start", "nr_pages"), [(0x100000, 0), (0x100001, 0x8000), (0x100000, 0x4000), (0x100200, 0x8000), (0x100000, 1 << 62)]
+)
 def test_a_misaligned_range_is_einval_without_a_call(boot: Boot, rules: Rules, start: int, nr_pages: int) -> None:
-    """Nothing, or not whole sections: EINVAL both ways, before anybody is called."""
+    """Nothing, not whole sections, or far more than there are: EINVAL both ways, at once and before anybody is called."""
     machine = with_node_1(boot, rules)
     log = Log()
     three(machine, log)

@@ -12,7 +12,7 @@ from memhp.errors import InvalidInput
 from memhp.kernel.blocks import BlockState, OnlineType
 from memhp.kernel.rules import Rules
 from memhp.kernel.zones import ZoneType
-from memhp.units import BlockId, Pfn, parse_size
+from memhp.units import BlockId, Pfn, parse_size, whole_number
 
 __all__ = [
     "BootBlock",
@@ -123,7 +123,7 @@ class Parameters:
         if not isinstance(value, Mapping):
             raise InvalidInput(value, "parameters", "a mapping of names to values, or a kernel command line")
         for name, given in value.items():
-            parameters.set(str(name), _as_text(given), rules)
+            parameters.set(_as_text(name), _as_text(given), rules)
         return parameters
 
     def _set_from_command_line(self, name: str, text: str | None, rules: Rules) -> None:
@@ -181,7 +181,9 @@ def _memmap_mode(text: str, where: str, rules: Rules) -> str:
 
 
 def _as_text(value: object) -> str:
-    return {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    return str(whole_number(value, "parameters", "a number of 64 bits") if isinstance(value, int) else value)
 
 
 def online_type_of(text: str, where: str) -> OnlineType:

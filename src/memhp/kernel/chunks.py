@@ -19,7 +19,7 @@ from memhp.kernel.pagemap import LEAVING, ON_CPU_LIST, TAIL, Page, PageArray, Pa
 from memhp.kernel.section import Section
 from memhp.kernel.watermarks import batch_of, protection_of, watermarks_of
 from memhp.kernel.zones import Zone, ZoneType
-from memhp.units import PAGES_PER_SECTION, Pfn
+from memhp.units import PAGES_PER_SECTION, Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.machine import Machine
@@ -171,7 +171,7 @@ class Chunks:
     ) -> PageArray:
         """Take many chunks; see :meth:`~memhp.kernel.pages.Pages.alloc_pages_bulk`."""
         self.pages.check(kind, node)
-        if not isinstance(nr_chunks, int) or isinstance(nr_chunks, bool) or nr_chunks < 1:
+        if whole_number(nr_chunks, "alloc_pages_bulk: nr_chunks", "a number of chunks, at least 1") < 1:
             raise InvalidInput(nr_chunks, "alloc_pages_bulk: nr_chunks", "a number of chunks, at least 1")
         wanted = _migratetype(order, kind, None)
         with self.pages.lock:

@@ -21,7 +21,7 @@ from memhp.events import (
 from memhp.kernel.blocks import MemoryBlock
 from memhp.kernel.zones import NodeState, Zone, ZoneType
 from memhp.locking import current, requires
-from memhp.units import Pfn, format_mem
+from memhp.units import PAGE_SHIFT, Pfn, format_mem
 
 if TYPE_CHECKING:
     from memhp.kernel.holdings import Allocation
@@ -332,9 +332,8 @@ def _blocks_of(machine: Machine, start: Pfn, nr_pages: int, verb: str) -> list[M
         begin, length = _with_memmap(machine, first, start, nr_pages)
     if length < 1 or length % machine.pages_per_block:
         raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: not a range of whole memory blocks")
-    found = [machine.blocks.get(first + n) for n in range(length // machine.pages_per_block)]
-    blocks = [block for block in found if block is not None]
-    if len(blocks) != len(found):
+    blocks = machine.blocks_within(begin << PAGE_SHIFT, length << PAGE_SHIFT)
+    if len(blocks) != length // machine.pages_per_block:
         raise HotplugError(errno.EINVAL, f"can't {verb} {format_mem(start, nr_pages)}: it has no memory block everywhere")
     for block in blocks:
         if block.altmap_pages and start == begin:

@@ -17,7 +17,7 @@ from memhp.kernel import hotplug as core
 from memhp.kernel.acpi import AcpiMemory, Dimm, OstSource
 from memhp.kernel.acpi_files import acpi_directories
 from memhp.kernel.add import MhpFlags
-from memhp.kernel.arguments import flags_of, online_type_of
+from memhp.kernel.arguments import flags_of, online_type_of, pages_of
 from memhp.kernel.blocks import BlockState, MemoryBlock, OnlineType
 from memhp.kernel.boot import NodeSpec, Parameters, Plan
 from memhp.kernel.bringup import bringup
@@ -48,7 +48,7 @@ from memhp.locking.guards import Guardable
 from memhp.locking.percpu import ReadSide
 from memhp.locking.switch import ending_request, task_of
 from memhp.notifier import Callback, NotifierBlock, NotifierChain, NotifyResult
-from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, Pfn, PhysAddr, whole_number
+from memhp.units import PAGE_SHIFT, PAGE_SIZE, BlockId, PhysAddr, whole_number
 
 __all__ = ["Machine"]
 
@@ -450,8 +450,9 @@ class Machine(Lookup):
         Raises:
             LockNotHeld: mem_hotplug_lock is not held for writing; see :meth:`mem_hotplug`.
             HotplugError: as :func:`memhp.kernel.hotplug.online_pages`.
+            InvalidInput: no numbers, or no zone.
         """
-        core.online_pages(self, Pfn(start_pfn), nr_pages, zone)
+        core.online_pages(self, *pages_of(start_pfn, nr_pages, zone))
 
     @_request
     def offline_pages(self, start_pfn: int, nr_pages: int, zone: Zone) -> None:
@@ -460,8 +461,9 @@ class Machine(Lookup):
         Raises:
             LockNotHeld: mem_hotplug_lock is not held for writing; see :meth:`mem_hotplug`.
             HotplugError: as :func:`memhp.kernel.hotplug.offline_pages`.
+            InvalidInput: no numbers, or no zone.
         """
-        core.offline_pages(self, Pfn(start_pfn), nr_pages, zone)
+        core.offline_pages(self, *pages_of(start_pfn, nr_pages, zone))
 
     def load_module(self, name: str, **parameters: object) -> None:
         """Load a kernel module: ``notifier-error-inject``, then ``memory-notifier-error-inject`` (``priority=``).

@@ -19,7 +19,7 @@ from memhp.kernel.migrate import dissolve, migrate
 from memhp.kernel.supply import Supply
 from memhp.kernel.zones import ZoneType
 from memhp.locking import WaitQueue
-from memhp.units import Pfn
+from memhp.units import Pfn, whole_number
 
 if TYPE_CHECKING:
     from memhp.kernel.chunks import Chunks
@@ -71,7 +71,7 @@ class Pages(Supply):
             HotplugError: ENOMEM, with what was asked for and what is free; nothing was taken.
             InvalidInput: not a number of pages, or a node or block that doesn't exist.
         """
-        if not isinstance(nr_pages, int) or isinstance(nr_pages, bool) or nr_pages < 1:
+        if whole_number(nr_pages, "alloc: nr_pages", "a number of pages, at least 1") < 1:
             raise InvalidInput(nr_pages, "alloc: nr_pages", "a number of pages, at least 1")
         if nr_pages & ((1 << kind.order) - 1):
             raise InvalidInput(nr_pages, "alloc: nr_pages", f"a multiple of {1 << kind.order}, as {kind.value} pages have")

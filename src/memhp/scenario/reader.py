@@ -183,9 +183,6 @@ class Value:
             if isinstance(error, ScenarioError):
                 raise
             raise ScenarioError(error.value, self.file, self.line, error.expected, error.where) from error
-        except ValueError as error:
-            # Python refuses to read a number of thousands of digits.
-            raise ScenarioError(self.shown(), self.file, self.line, "a shorter number", self.place) from error
 
     def plain(self) -> object:
         """Give it as ordinary Python values."""
