@@ -45,6 +45,7 @@ SUBSECTION_SIZE = 2 << 20
 """Bytes that memory without a block, such as a device's, is made of."""
 PAGES_PER_SECTION = SECTION_SIZE >> PAGE_SHIFT
 
+_MOST_BITS = 128  # far more than any address; a number of some thousands of digits could not even be written in an error
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 # 20 digits are what 64 bits have; Python refuses to read some thousands.
 _SIZE = re.compile(r"\s*([0-9]{1,20})(?:\.([0-9]{1,20}))?\s*(?:([KMGTP])(?:iB)?|B)?\s*", re.IGNORECASE)
@@ -56,9 +57,9 @@ def whole_number(value: object, where: str, expected: str = "a number of bytes")
     """Give a number that a caller has passed, as it is.
 
     Raises:
-        InvalidInput: it is none, or 64 bits don't hold it, so that no kernel could be asked for it.
+        InvalidInput: it is none, or one of more than 128 bits. What is beyond 64 is left to whoever knows its limits.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 64:
+    if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > _MOST_BITS:
         raise InvalidInput(value, where, expected)
     return value
 

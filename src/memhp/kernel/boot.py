@@ -183,7 +183,7 @@ def _memmap_mode(text: str, where: str, rules: Rules) -> str:
 def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "y" if value else "n"
-    return str(whole_number(value, "parameters", "a number of 64 bits") if isinstance(value, int) else value)
+    return str(whole_number(value, "parameters", "a number") if isinstance(value, int) else value)
 
 
 def online_type_of(text: str, where: str) -> OnlineType:
