@@ -75,7 +75,7 @@ def forgets_that_offline_memory_has_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def counts_what_it_took(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(virtiomem_sbm, "adjust_managed_page_count", lambda block, pages: None)
+    patch.setattr(virtiomem_sbm, "adjust_managed_page_count", lambda machine, block, pages: None)
 
 
 def takes_full_blocks_before_partial_ones(patch: pytest.MonkeyPatch) -> None:
