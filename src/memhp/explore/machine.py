@@ -119,7 +119,7 @@ UNDECLARED = {
     "_active": "made once, whoever needs it first",
     "callback cause": "of an answer that its maker alone has",
     "early ram nodes movable_node memmap_on_memory acpi": "only while it boots",
-    "at_boot": "only while it boots",
+    "at_boot ignored": "only while it boots",
     "_mounted": "only while it boots",
     "active": "set when the node is registered, before anybody knows it",
     "at_hand pinned nr_pages buddy code": "of the page allocator, which is reached through _buddy and _chunks alone",

@@ -29,7 +29,7 @@ _SETTLING = 0.1
 """Seconds without a uevent after which a number that is missing is lost."""
 
 _LOOK = 1.0
-"""Seconds after which to look for a call that hangs."""
+"""Seconds after which to look for a call that hangs, and for a signal that came right before the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +172,8 @@ class Watch:
 
     def _next(self, poll: select.poll, timeout: float | None) -> Iterator[Event]:
         unsettled = bool(self._numbers.missing)
-        waits = [
-            wait for wait in (timeout, _SETTLING if unsettled else None, _LOOK if self._tracer else None) if wait is not None
-        ]
-        ready = poll.poll(min(waits) * 1000 if waits else None)
+        waits = [_LOOK if timeout is None else timeout, _SETTLING if unsettled else _LOOK]
+        ready = poll.poll(min(waits) * 1000)
         if ready:
             yield from self._taken()
         elif unsettled:
