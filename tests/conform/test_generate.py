@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from memhp.conform.generate import SHAPES, generate, write_scenario
 from memhp.conform.generate_dax import DaxSteps
+from memhp.conform.generate_steps import Ground
 from memhp.conform.play import play_model
 from memhp.kernel import Machine, Rules
 from memhp.lab.plan import make_plan
@@ -79,7 +80,8 @@ def test_no_step_unbinds_a_device_at_which_a_kernel_would_crash() -> None:
             written.append((file, text))
             return {}
 
-        steps = DaxSteps(random.Random(1), [machine], write, lambda: None, set(), lambda makers: None)  # noqa: S311 - no secret
+        ground = Ground(random.Random(1), [machine], write, lambda: None, set())  # noqa: S311 - no secret
+        steps = DaxSteps(ground, lambda makers: None)
         for _ in range(100):
             for _, make in steps.kinds:
                 make()

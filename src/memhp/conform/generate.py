@@ -18,7 +18,7 @@ import yaml
 
 from memhp.conform.generate_dax import DaxSteps
 from memhp.conform.generate_devices import DeviceSteps
-from memhp.conform.generate_steps import Maker
+from memhp.conform.generate_steps import Ground, Maker
 from memhp.errors import HotplugError
 from memhp.kernel import BlockState, Machine, MemoryBlock, Rules, ZoneType
 from memhp.kernel.acpi import Dimm
@@ -152,8 +152,9 @@ class _Generator:
         self.dimms: dict[str, list[Dimm]] = {}
         self.made = 0
         self.used: set[int] = set()
-        self.devices = DeviceSteps(self.random, self.machines, self._write, self._mark, self.used, options)
-        self.dax = DaxSteps(self.random, self.machines, self._write, self._mark, self.used, self._follow)
+        ground = Ground(self.random, self.machines, self._write, self._mark, self.used)
+        self.devices = DeviceSteps(ground, options)
+        self.dax = DaxSteps(ground, self._follow)
         self.types = _TYPES_FOR_DRIVERS if "virtio_mem" in options or "soft_reserved" in options else _TYPES
         self.kinds: tuple[tuple[int, Maker], ...] = (
             (3, self._plug),

@@ -7,10 +7,9 @@ has while other memory of the node is online (observed).
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from memhp.conform.generate_steps import Maker, Step, Steps
+from memhp.conform.generate_steps import Ground, Maker, Step, Steps
 from memhp.kernel import BlockState, Machine
 from memhp.kernel.dax import DaxRegion, DevDax
 from memhp.kernel.drivers import DaxKmem
@@ -46,18 +45,11 @@ _WILD = 0.3
 
 
 class DaxSteps(Steps):
-    """Makes steps of dax devices; ``follow`` says what has to follow at once, the rest is as for :class:`Steps`."""
+    """Makes steps of dax devices; ``follow`` says what has to follow at once."""
 
-    def __init__(
-        self,
-        random_: random.Random,
-        machines: Sequence[Machine],
-        write: Callable[[str, str], Step],
-        mark: Callable[[], None],
-        used: set[int],
-        follow: Callable[[list[Maker]], None],
-    ) -> None:
-        super().__init__(random_, machines, write, mark, used)
+    def __init__(self, ground: Ground, follow: Callable[[list[Maker]], None]) -> None:
+        super().__init__(ground)
+        machines = ground.machines
         self._follow = follow
         self._stay = {nid for _, nid in machines[0].boot_nodes}
         """Nodes that never lose all of their memory."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from memhp.conform.generate_steps import Maker, Step, Steps
+from memhp.conform.generate_steps import Ground, Maker, Step, Steps
 from memhp.errors import HotplugError, InvalidInput
-from memhp.kernel import BlockState, Machine
+from memhp.kernel import BlockState
 from memhp.kernel.cpus import Cpu
 from memhp.scenario.devices import Devices
 from memhp.scenario.model import VirtioMem
@@ -25,18 +23,11 @@ _GIVES_CPU = 0.6
 
 
 class DeviceSteps(Steps):
-    """Makes steps of devices; ``options`` are the scenario's machine, the rest is as for :class:`Steps`."""
+    """Makes steps of devices; ``options`` are the scenario's machine."""
 
-    def __init__(
-        self,
-        random_: random.Random,
-        machines: Sequence[Machine],
-        write: Callable[[str, str], Step],
-        mark: Callable[[], None],
-        used: set[int],
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__(random_, machines, write, mark, used)
+    def __init__(self, ground: Ground, options: dict[str, Any]) -> None:
+        super().__init__(ground)
+        machines = ground.machines
         self._specs = [_spec(given, number) for number, given in enumerate(options.get("virtio_mem", ()))]
         self._devices = [Devices(machine, self._specs) for machine in machines]
         self._at_boot = machines[0].cpus.at_boot
